@@ -1,0 +1,1 @@
+"""Turn a model, a cluster and a few variables into a Megatron-Core training job."""

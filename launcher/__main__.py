@@ -1,0 +1,22 @@
+"""`python -m launcher COMMAND …`, also as a plain path: `python launcher/__main__.py COMMAND …`."""
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:
+    # Run by its path, so that the user's working directory stays theirs.
+    sys.path[0] = ROOT
+
+if sys.version_info < (3, 9):
+    sys.exit("error: python3 is %d.%d; Python 3.9 or newer is needed" % sys.version_info[:2])
+try:
+    import jinja2
+    import yaml
+except ImportError:
+    setup = os.path.join(ROOT, "launcher", "setup.sh")
+    os.execvp("bash", ["bash", setup, "launcher", *sys.argv[1:]])
+
+from launcher.cli import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""The Megatron arguments of a job: each flag once, its values, and the place that set it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One flag with its values; a switch has none."""
+
+    flag: str
+    values: tuple[str, ...]
+    origin: str
+
+    def words(self) -> list[str]:
+        """Return the words of argv. A value that looks like a flag is tied to it with '='."""
+        if (
+            len(self.values) == 1
+            and self.values[0].startswith("-")
+            and not _NUMBER.match(self.values[0])
+        ):
+            return [f"{self.flag}={self.values[0]}"]
+        return [self.flag, *self.values]
+
+
+Arguments = Mapping[str, Argument]  # by flag, in the order of argv
+
+_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+_FLAG = re.compile(r"--[A-Za-z]")
+
+# A flag that is set takes these away from the layers below it: Megatron refuses the pair, or reads
+# the two as one setting (megatron/training/arguments.py validate_args, TransformerConfig).
+_SPLIT = (
+    "--num-virtual-stages-per-pipeline-rank",
+    "--num-layers-per-virtual-pipeline-stage",
+    "--pipeline-model-parallel-layout",
+)
+_UNEVEN = (
+    "--decoder-first-pipeline-num-layers",
+    "--decoder-last-pipeline-num-layers",
+    "--account-for-embedding-in-pipeline-split",
+    "--account-for-loss-in-pipeline-split",
+)
+SUPERSEDES: Mapping[str, tuple[str, ...]] = {
+    "--train-iters": ("--train-samples", "--lr-decay-samples", "--lr-warmup-samples"),
+    "--train-samples": ("--train-iters", "--lr-decay-iters", "--lr-warmup-iters"),
+    "--lr-decay-iters": ("--lr-decay-samples",),
+    "--lr-warmup-fraction": ("--lr-warmup-samples", "--lr-warmup-iters"),
+    "--mock-data": ("--data-path", "--data-args-path"),
+    "--data-path": ("--mock-data", "--data-args-path"),
+    "--data-args-path": ("--mock-data", "--data-path"),
+    "--recompute-granularity": (
+        "--recompute-method",
+        "--recompute-num-layers",
+        "--recompute-modules",
+    ),
+    "--recompute-activations": (
+        "--recompute-granularity",
+        "--recompute-method",
+        "--recompute-num-layers",
+    ),
+    "--pipeline-model-parallel-layout": (*_SPLIT[:2], *_UNEVEN),
+    "--num-virtual-stages-per-pipeline-rank": _SPLIT[1:],
+    "--num-layers-per-virtual-pipeline-stage": (_SPLIT[0], _SPLIT[2]),
+    "--moe-token-dispatcher-type": ("--moe-flex-dispatcher-backend", "--moe-hybridep-num-sms"),
+    "--fp16": ("--bf16",),
+    "--bf16": ("--fp16",),
+}
+
+
+def split(text: str, origin: str) -> list[str]:
+    """Split text into words by POSIX quoting rules; nothing is expanded. Raises UsageError."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{origin} cannot be split into arguments: {error}") from None
+
+
+def parse(words: Sequence[str], origin: str) -> Arguments:
+    """Read `--flag value …` words; of a repeated flag the last one counts, with all its values.
+
+    Raises UsageError for a word that belongs to no flag.
+    """
+    found: dict[str, Argument] = {}
+    flag = ""
+    values: list[str] = []
+    for word in words:
+        if _FLAG.match(word):
+            flag, equals, value = word.partition("=")
+            values = [value] if equals else []
+            found.pop(flag, None)
+        elif flag:
+            values.append(word)
+        else:
+            raise UsageError(f"{word!r} ({origin}) is no Megatron argument: they start with --")
+        found[flag] = Argument(flag, tuple(values), origin)
+    return found
+
+
+def merge(*layers: Arguments) -> Arguments:
+    """Stack layers, the lowest first; a flag of a higher layer replaces the lower one, values too."""
+    merged: dict[str, Argument] = {}
+    for layer in layers:
+        for flag in layer:
+            for lower in SUPERSEDES.get(flag, ()):
+                if lower not in layer:
+                    merged.pop(lower, None)
+        merged.update(layer)
+    return merged
+
+
+def argv(arguments: Arguments) -> list[str]:
+    """Return the words that Megatron receives."""
+    return [word for argument in arguments.values() for word in argument.words()]
+
+
+def value(arguments: Arguments, flag: str) -> str | None:
+    """Return the first value of a flag, or None when it is absent or a switch."""
+    argument = arguments.get(flag)
+    return argument.values[0] if argument and argument.values else None
+
+
+def quote(word: str) -> str:
+    """Quote a word for a POSIX shell, and so that shellcheck reads it as one word of an array."""
+    return shlex.quote(word) if "," not in word or "'" in word else f"'{word}'"

@@ -1,0 +1,94 @@
+"""The commands of `python -m launcher`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import job, model, settings, submit
+from launcher.errors import UsageError, did_you_mean
+from launcher.settings import LAYER_ORIGINS
+from launcher.summary import explain
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command, return its exit status; a UsageError is one line on stderr and status 1."""
+    command, *rest = words or ["help"]
+    try:
+        if command not in COMMANDS:
+            hint = did_you_mean(command, COMMANDS)
+            raise UsageError(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}")
+        return COMMANDS[command](rest)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader has gone (… | head); that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _help(_words: Sequence[str]) -> int:
+    for name, function in COMMANDS.items():
+        print(f"python -m launcher {name:10} {(function.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def _settings(_words: Sequence[str]) -> int:
+    """Print the table of all variables, in Markdown."""
+    print(settings.table())
+    return 0
+
+
+def _arguments(words: Sequence[str]) -> int:
+    """Print the job's Megatron arguments, resolved, one a line, with the place that set each."""
+    described = job.build(_read("arguments", words), words, os.environ)
+    print(explain(described))
+    return 0
+
+
+def _submit(words: Sequence[str]) -> int:
+    """Submit the job, or preview it with DRY_RUN=1."""
+    read = _read("submit", words)
+    if not read.DRY_RUN:
+        return submit.submit(read, words)
+    described = job.build(read, words, os.environ)
+    script = job.render(described)
+    job.check_secrets(script, os.environ)
+    submit.report(described)
+    print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
+    print(
+        "=== Full Training Command ===",
+        shlex.join(described.command),
+        "=== End of Full Training Command ===",
+        sep="\n",
+    )
+    return 0 if not described.objections or read.FORCE else 1
+
+
+COMMANDS = {"submit": _submit, "arguments": _arguments, "settings": _settings, "help": _help}
+
+
+def _read(command: str, words: Sequence[str]) -> settings.Settings:
+    """Return the settings; where the layers have not been sourced yet, start over through them."""
+    if LAYER_ORIGINS not in os.environ:
+        os.environ["LAUNCHER_COMMAND"] = command
+        os.execvp("bash", ["bash", str(ROOT / "sbatch_benchmarking.sh"), *words])
+    cluster = os.environ["CLUSTER"]
+    known = sorted(path.stem for path in (ROOT / "cluster_configs" / "benchmarking").glob("*.conf"))
+    if cluster not in known and not (cluster.endswith(".conf") and Path(cluster).is_file()):
+        hint = did_you_mean(cluster, known)
+        raise UsageError(
+            f"CLUSTER={cluster!r} is unknown.{hint} "
+            f"Known: {', '.join(known)}; or the path of a .conf"
+        )
+    if not os.environ.get("MODEL") and not os.environ.get("TRAINING_PARAMS_PATH"):
+        raise UsageError(
+            f"MODEL is not set. Known: {', '.join(model.names(ROOT))}; or the path of a .yaml"
+        )
+    return settings.read(os.environ)

@@ -1,0 +1,297 @@
+"""One training job, from settings and a command line to the text of its script. Pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from launcher import knobs, local, model, releases, smoke
+from launcher.arguments import Arguments, argv, merge, parse, quote, split, value
+from launcher.errors import UsageError
+from launcher.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
+
+# A flag given outright speaks for its variable too, so that everything computed from it agrees.
+FLAG_OF = {
+    "TP": "--tensor-model-parallel-size",
+    "PP": "--pipeline-model-parallel-size",
+    "EP": "--expert-model-parallel-size",
+    "CP": "--context-parallel-size",
+    "VPP": "--num-virtual-stages-per-pipeline-rank",
+    "MBS": "--micro-batch-size",
+    "GBS": "--global-batch-size",
+    "SEQ_LEN": "--seq-length",
+}
+PLACEHOLDER = re.compile(r"YOUR_[A-Z]+|your_own_[a-z]+")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What runs: everything that the script, the preview and the run directory are made from."""
+
+    settings: Settings
+    arguments: Arguments
+    environment: Mapping[str, tuple[str, str]]  # name → (value, origin)
+    program: tuple[str, ...]  # the words before Megatron's arguments
+    name: str
+    run_dir: Path
+    nodes: int
+    tasks_per_node: int
+    notes: tuple[str, ...]  # what the user should know
+    objections: tuple[str, ...]  # why it cannot work
+
+    @property
+    def world_size(self) -> int:
+        """Training processes, one a GPU."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def command(self) -> list[str]:
+        """The words that each training process (or torchrun, locally) is started with."""
+        return [*self.program, *argv(self.arguments)]
+
+
+def build(
+    settings: Settings, words: Sequence[str], environ: Mapping[str, str], suffix: str = ""
+) -> Job:
+    """Put a job together from the settings, the command line and the environment.
+
+    `suffix` tells runs of the same second apart. Raises UsageError for anything the user has to
+    correct first; what Megatron would refuse is returned as objections instead.
+    """
+    releases.index(settings.MCORE_RELEASE_VERSION)
+    # Training processes may start elsewhere, so a relative path would mean another place to them.
+    settings = dataclasses.replace(settings, OUTPUT_PATH=os.path.abspath(settings.OUTPUT_PATH))
+    zoo_model = model.load(model.find(settings), Path(settings.WORKSPACE))
+    command_line = parse(words, "command line")
+    given = parse(split(settings.TRAINING_PARAMS or "", "TRAINING_PARAMS"), "TRAINING_PARAMS")
+    settings = _adopt(settings, merge(given, command_line))
+    from_model = model.arguments(zoo_model, settings, environ)
+    present = merge(from_model, given, command_line)
+    settings = _adopt(settings, present)
+
+    effects = [knob(settings, present) for knob in knobs.KNOBS]
+    arguments = merge(from_model, given, *(effect.arguments for effect in effects), command_line)
+    arguments = releases.rename(arguments, settings.MCORE_RELEASE_VERSION)
+    environment = model.environment(zoo_model, settings, environ)
+    for knob, effect in zip(knobs.KNOBS, effects):
+        environment.update(
+            {name: (text, f"knob {knob.__name__}") for name, text in effect.environment.items()}
+        )
+    notes = [note for effect in effects for note in effect.notes]
+    objections = [objection for effect in effects for objection in effect.objections]
+
+    nodes = settings.NNODES
+    tasks_per_node = settings.TASKS_PER_NODE or (4 if settings.GB200_CLUSTER else 8)
+    program = _program(settings)
+    if settings.SMOKE:
+        shrunk = smoke.shrink(arguments, command_line, local.ranks_at_most(settings))
+        arguments, tasks_per_node, nodes = shrunk.arguments, shrunk.ranks, 1
+        notes = [*(note for note in notes if "mock data" not in note), *shrunk.notes]
+    if local.is_local(settings):
+        machine = local.fit(settings, arguments, environment)
+        arguments, environment = machine.arguments, machine.environment
+        nodes, tasks_per_node, program = 1, machine.ranks, machine.program
+        notes += machine.notes
+
+    stamp = settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")
+    run_name = settings.RUN_NAME or settings.MODEL_NAME
+    name = "-".join(part for part in (settings.ACCOUNT, "moe", run_name, stamp) if part)
+    folder = re.sub(
+        r"[^\w.+-]+", "_", f"{run_name}{'-smoke' if settings.SMOKE else ''}-{stamp}{suffix}"
+    )
+    run_dir = Path(settings.OUTPUT_PATH) / "runs" / folder
+    if settings.PROFILE in ("1", "nsys"):
+        program = (*_nsys(run_dir), *program)
+    return Job(
+        settings=settings,
+        arguments=arguments,
+        environment=_outranked(environment, environ),
+        program=program,
+        name=name,
+        run_dir=run_dir,
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        notes=tuple(notes),
+        objections=(*objections, *_contradictions(settings, arguments, nodes * tasks_per_node)),
+    )
+
+
+def render(job: Job) -> str:
+    """Return the job script, the same text for the preview and the submission.
+
+    Raises UsageError when a value cannot be part of it.
+    """
+    settings = job.settings
+    kind = "local" if local.is_local(settings) else "slurm"
+    text = _template(f"{kind}.sh.j2").render(
+        settings=settings,
+        title=_title(job),
+        sbatch=_sbatch(job) if kind == "slurm" else (),
+        environment=[(name, text) for name, (text, _) in sorted(job.environment.items())],
+        command_lines=_command_lines(job),
+        run_dir=str(job.run_dir),
+    )
+    return text
+
+
+def check_secrets(text: str, environ: Mapping[str, str]) -> None:
+    """Raise UsageError when the text of a script holds the value of a secret."""
+    for name in SECRETS:
+        secret = environ.get(name, "")
+        if len(secret) >= 8 and secret in text:
+            raise UsageError(
+                f"the value of {name} would become part of the job script; "
+                "keep it in the environment only"
+            )
+
+
+def placeholders(job: Job) -> list[str]:
+    """Return a line for each config that still holds the template's YOUR_…, with the variables."""
+    found: dict[str, list[str]] = {}
+    for name in FIELDS:
+        if PLACEHOLDER.search(str(getattr(job.settings, name) or "")):
+            found.setdefault(job.settings.origin(name), []).append(name)
+    return [
+        f"{origin} still has placeholders for {', '.join(names)}" for origin, names in found.items()
+    ]
+
+
+def _adopt(settings: Settings, arguments: Arguments) -> Settings:
+    for name, flag in FLAG_OF.items():
+        text = value(arguments, flag)
+        if text is not None and text != str(getattr(settings, name)):
+            settings = replace(settings, name, text, f"{flag}, {arguments[flag].origin}")
+    return settings
+
+
+def _program(settings: Settings) -> tuple[str, ...]:
+    script = settings.TRAINING_SCRIPT_PATH
+    if not settings.CONTAINER_IMAGE and not local.is_local(settings):
+        raise UsageError("CONTAINER_IMAGE is not set: the .sqsh file or image to run in")
+    if not script:
+        if not settings.MEGATRON_PATH and not local.is_local(settings):
+            raise UsageError(
+                "MEGATRON_PATH is not set: the Megatron-LM checkout, as the container sees it"
+            )
+        script = f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
+    return (*([settings.BINDPCIE_PATH] if settings.BINDPCIE_PATH else []), "python3", "-u", script)
+
+
+def _nsys(run_dir: Path) -> tuple[str, ...]:
+    options = (
+        "nsys profile --sample=none --cpuctxsw=none -t cuda,nvtx --capture-range=cudaProfilerApi"
+    )
+    options += " --capture-range-end=stop --cuda-graph-trace=node -f true -x true -o"
+    return (*options.split(), f"{run_dir}/nsys-rank%q{{RANK}}")
+
+
+def _outranked(
+    environment: Mapping[str, tuple[str, str]], environ: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Let the user's environment win, and add what the cluster config sets beyond the settings."""
+    from_layers: dict[str, str] = {}
+    for line in environ.get(LAYER_ORIGINS, "").splitlines():
+        layer, _, names = line.rpartition(":")
+        from_layers.update({name: layer for name in names.split() if name not in FIELDS})
+    merged = {
+        name: (environ[name], from_layers.get(name, "environment")) if environ.get(name) else entry
+        for name, entry in environment.items()
+    }
+    merged.update(
+        {name: (environ[name], layer) for name, layer in from_layers.items() if name not in SECRETS}
+    )
+    merged["WANDB_MODE"] = (environ.get("WANDB_MODE", "disabled"), "setting")
+    return merged
+
+
+def _contradictions(settings: Settings, arguments: Arguments, world_size: int) -> list[str]:
+    """Return why the sizes cannot fit together (validate_args and initialize_model_parallel)."""
+    found = []
+    sizes = {name: int(value(arguments, flag) or 1) for name, flag in list(FLAG_OF.items())[:4]}
+    model_parallel = sizes["TP"] * sizes["PP"] * sizes["CP"]
+    if world_size % model_parallel:
+        found.append(
+            f"world size {world_size} is not a multiple of TP*PP*CP = "
+            f"{sizes['TP']}*{sizes['PP']}*{sizes['CP']} = {model_parallel}"
+        )
+    etp = int(value(arguments, "--expert-tensor-parallel-size") or sizes["TP"])
+    expert_parallel = etp * sizes["EP"] * sizes["PP"]
+    if world_size % expert_parallel:
+        found.append(
+            f"world size {world_size} is not a multiple of ETP*EP*PP = "
+            f"{etp}*{sizes['EP']}*{sizes['PP']} = {expert_parallel}"
+        )
+    counted = settings.NUM_LAYERS
+    actual = knobs.layout.counted_layers(settings, arguments)
+    if settings.origin("NUM_LAYERS") == "environment" and not settings.SMOKE and counted != actual:
+        found.append(
+            f"NUM_LAYERS={counted} (environment), but the model has {actual} layers to split: "
+            "the depth is changed with --num-layers (and --moe-layer-freq) on the command line"
+        )
+    return found
+
+
+def _title(job: Job) -> str:
+    settings = job.settings
+    sizes = " ".join(
+        f"{name}{value(job.arguments, flag) or 1}" for name, flag in list(FLAG_OF.items())[:4]
+    )
+    name = f"{settings.MODEL_NAME}{' (smoke)' if settings.SMOKE else ''}"
+    words = f"{name}: {job.world_size} ranks, {sizes}"
+    return re.sub(r"[^\x20-\x7e]", "?", words)
+
+
+def _sbatch(job: Job) -> list[str]:
+    settings = job.settings
+    logs = str(Path(settings.OUTPUT_PATH) / "slurm_logs").replace("%", "%%")
+    options = {
+        "nodes": job.nodes,
+        "ntasks-per-node": job.tasks_per_node,
+        "account": settings.ACCOUNT,
+        "partition": settings.PARTITION,
+        "time": settings.RUN_TIME,
+        "job-name": job.name,
+        "dependency": "singleton",
+        "output": f"{logs}/%j.log",
+        "segment": settings.SEGMENT if settings.GB200_CLUSTER else None,
+    }
+    lines = [
+        f"--{name}={_sbatch_value(name, str(given))}" for name, given in options.items() if given
+    ]
+    return [*lines, "--exclusive"]
+
+
+def _sbatch_value(name: str, text: str) -> str:
+    if re.search(r"[\x00-\x1f]", text):
+        raise UsageError(f"{text!r} cannot be sbatch's --{name}: Slurm reads it from one line")
+    if re.fullmatch(r"[\w@%+:./=,-]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f"'{text}'" if "'" not in text else f'"{escaped}"'
+
+
+def _command_lines(job: Job) -> list[str]:
+    lines = [list(job.program), *(argument.words() for argument in job.arguments.values())]
+    return [" ".join(quote(word) for word in line) for line in lines]
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # the output is Bash; every value passes through `quote`
+    )
+    environment.filters["quote"] = quote
+    return environment.get_template(name)

@@ -1,0 +1,228 @@
+"""CLUSTER=local: what this machine has, and the job made to fit it.
+
+Without a GPU the training processes run on the CPU with gloo; what the CPU cannot run is replaced,
+and each replacement is one line for the user. Nothing here changes a job for a cluster.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.arguments import Argument, Arguments, value
+from launcher.errors import UsageError
+from launcher.settings import Settings
+
+SMOKE_RANKS = 4
+ENTRY = Path(__file__).parent / "megatron" / "pretrain.py"
+Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Flags that go together, what stands in for them (None: nothing), and why."""
+
+    reason: str
+    flags: tuple[str, ...]
+    instead: tuple[str, ...] | None = None
+
+
+# What Transformer Engine brings; its place is taken by Megatron's own local modules.
+WITHOUT_TRANSFORMER_ENGINE = (
+    Replacement(
+        "fused kernels need Transformer Engine", ("--moe-permute-fusion", "--moe-router-fusion")
+    ),
+    Replacement("Transformer Engine is not installed", ("--transformer-impl",), ("local",)),
+    Replacement(
+        "FP8 needs Transformer Engine",
+        (
+            "--fp8-format",
+            "--fp8-recipe",
+            "--fp8-param-gather",
+            "--reuse-grad-buf-for-mxfp8-param-ag",
+            "--moe-router-padding-for-quantization",
+            "--moe-router-padding-for-fp8",
+        ),
+    ),
+)
+
+ON_THE_CPU = (
+    Replacement("DeepEP needs GPUs", ("--moe-token-dispatcher-type",), ("alltoall",)),
+    Replacement(
+        "DeepEP needs GPUs",
+        (
+            "--moe-flex-dispatcher-backend",
+            "--moe-enable-deepep",
+            "--moe-hybridep-num-sms",
+            "--moe-deepep-num-sms",
+            "--moe-flex-dispatcher-num-sms",
+            "--moe-permute-fusion-into-hybridep",
+        ),
+    ),
+    Replacement("overlap of TP communication needs a GPU", ("--tp-comm-overlap",)),
+    Replacement(
+        "CUDA graphs need a GPU",
+        (
+            "--cuda-graph-impl",
+            "--cuda-graph-modules",
+            "--cuda-graph-scope",
+            "--cuda-graph-warmup-steps",
+            "--te-rng-tracker",
+            "--delay-offload-until-cuda-graph",
+        ),
+    ),
+    Replacement(
+        "there is no GPU to offload from",
+        (
+            "--optimizer-cpu-offload",
+            "--overlap-cpu-optimizer-d2h-h2d",
+            "--offload-optimizer-states",
+            "--fine-grained-activation-offloading",
+            "--offload-modules",
+        ),
+    ),
+    Replacement("profiling needs a GPU", ("--profile", "--use-pytorch-profiler")),
+)
+CPU_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "--distributed-backend": ("gloo",),
+    "--no-gradient-accumulation-fusion": (),
+    "--no-persist-layer-norm": (),
+    "--no-masked-softmax-fusion": (),
+    "--no-rope-fusion": (),
+}
+CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A job as this machine runs it."""
+
+    arguments: Arguments
+    environment: Environment
+    program: tuple[str, ...]
+    ranks: int
+    notes: tuple[str, ...]
+
+
+def is_local(settings: Settings) -> bool:
+    """Say whether the job runs on this machine."""
+    return Path(settings.CLUSTER).name in ("local", "local.conf")
+
+
+def gpus(environ: Mapping[str, str] = os.environ) -> int:
+    """Count the NVIDIA GPUs that processes started here would see."""
+    devices = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return devices if visible is None else min(devices, sum(map(bool, visible.split(","))))
+
+
+def ranks_at_most(settings: Settings) -> int:
+    """Return how many ranks a smoke run may have."""
+    return min(SMOKE_RANKS, gpus() or SMOKE_RANKS) if is_local(settings) else SMOKE_RANKS
+
+
+def training_python(settings: Settings) -> tuple[Path, bool]:
+    """Return the Python of the training processes, and whether it has what they need.
+
+    This Python is taken where it can import torch and Megatron already (in a container, say);
+    else the one that set-up makes under .venv/training.
+    """
+    own = Path(settings.WORKSPACE) / ".venv" / "training"
+    has_megatron = settings.MEGATRON_PATH or importlib.util.find_spec("megatron") is not None
+    if (
+        sys.version_info >= (3, 12)
+        and has_megatron
+        and importlib.util.find_spec("torch") is not None
+    ):
+        return Path(sys.executable), True
+    return own / "bin" / "python", (own / "installed").is_file()
+
+
+def set_up(settings: Settings) -> None:
+    """Install what the training processes lack. Raises UsageError when that fails."""
+    _, ready = training_python(settings)
+    if not ready:
+        script = Path(settings.WORKSPACE) / "launcher" / "setup.sh"
+        if subprocess.run(["bash", str(script), "training"], check=False).returncode != 0:
+            raise UsageError(
+                "the training environment could not be set up; the lines above say why"
+            )
+
+
+def fit(settings: Settings, arguments: Arguments, environment: Environment) -> Fitted:
+    """Return the job for this machine: on its GPUs, or on the CPU with as few ranks as can be."""
+    python, _ = training_python(settings)
+    devices = gpus()
+    ranks = devices or _least_ranks(arguments)
+    if settings.SMOKE:
+        ranks = _least_ranks(arguments)
+    fitted = dict(arguments)
+    notes: list[str] = []
+    if not (devices and _has_package(python, "transformer_engine")):
+        notes += _replace(fitted, WITHOUT_TRANSFORMER_ENGINE)
+    if not devices:
+        notes += _replace(fitted, ON_THE_CPU)
+        _add(fitted, CPU_FLAGS)
+        environment = {
+            **environment,
+            **{name: (text, "CPU") for name, text in CPU_ENVIRONMENT.items()},
+        }
+    if not devices and settings.WANDB_MODE == "disabled":
+        # Importing wandb takes seconds in every process, to record nothing.
+        fitted.pop("--wandb-project", None)
+        fitted.pop("--wandb-exp-name", None)
+    if settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH:
+        script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
+        if not Path(script).is_file():
+            raise UsageError(
+                f"TRAINING_SCRIPT_PATH={script!r} (by default in MEGATRON_PATH) is not on this machine"
+            )
+        environment = {**environment, "TRAINING_SCRIPT_PATH": (script, "setting")}
+        if settings.MEGATRON_PATH:
+            environment["MEGATRON_PATH"] = (settings.MEGATRON_PATH, "setting")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    return Fitted(
+        fitted, environment, (str(python), "-u", *torchrun, str(ENTRY)), ranks, tuple(notes)
+    )
+
+
+def _least_ranks(arguments: Arguments) -> int:
+    def size(flag: str, default: int = 1) -> int:
+        return int(value(arguments, flag) or default)
+
+    tp, pp = size("--tensor-model-parallel-size"), size("--pipeline-model-parallel-size")
+    etp, ep = size("--expert-tensor-parallel-size", tp), size("--expert-model-parallel-size")
+    return math.lcm(tp * pp * size("--context-parallel-size"), etp * ep * pp)
+
+
+def _has_package(python: Path, package: str) -> bool:
+    return any(python.parent.parent.glob(f"lib*/python3*/*-packages/{package}"))
+
+
+def _replace(arguments: dict[str, Argument], replacements: tuple[Replacement, ...]) -> list[str]:
+    """Apply replacements to arguments in place; return a line for each that changed something."""
+    notes = []
+    for replacement in replacements:
+        found = [flag for flag in replacement.flags if flag in arguments]
+        if not found or (replacement.instead and arguments[found[0]].values == replacement.instead):
+            continue
+        before = " ".join(" ".join(arguments[flag].words()) for flag in found)
+        for flag in found:
+            if replacement.instead is None:
+                del arguments[flag]
+            else:
+                arguments[flag] = Argument(flag, replacement.instead, "CLUSTER=local")
+        after = f"{found[0]} {' '.join(replacement.instead)}" if replacement.instead else "nothing"
+        notes.append(f"replaced: {before} → {after} ({replacement.reason})")
+    return notes
+
+
+def _add(arguments: dict[str, Argument], flags: Mapping[str, tuple[str, ...]]) -> None:
+    for flag, values in flags.items():
+        arguments[flag] = Argument(flag, values, "CLUSTER=local")

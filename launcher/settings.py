@@ -1,0 +1,214 @@
+"""Every environment variable of the launcher: name, type, allowed values and meaning.
+
+Defaults are not here: they live in the .conf layers, which Bash sources before Python starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from launcher.errors import UsageError, did_you_mean
+
+LAYER_ORIGINS = "LAYER_ORIGINS"  # lines of "<layer file>: NAME NAME …", written by the entry point
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # never written to a file, a log or the terminal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one variable's text is checked and converted."""
+
+    allowed: str  # what the documentation and the error message show
+    convert: Callable[[str], Any]  # raises ValueError when the text is not allowed
+
+
+def _integer(minimum: int) -> Kind:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[0-9]+", text) or int(text) < minimum:
+            raise ValueError
+        return int(text)
+
+    return Kind(f"integer ≥ {minimum}", convert)
+
+
+def _choice(*choices: str) -> Kind:
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return Kind(", ".join(choices), convert)
+
+
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", text):
+        raise ValueError
+    return text
+
+
+TEXT = Kind("text", str)
+PATH = Kind("path", str)
+SWITCH = Kind("0, 1", {"0": False, "1": True, "false": False, "true": True}.__getitem__)
+SIZE = _integer(1)
+# Upstream writes "false" for "no uneven stages"; it means the same as unset.
+LAYERS = Kind("integer ≥ 1", lambda text: None if text == "false" else SIZE.convert(text))
+DURATION = Kind("minutes, MM:SS, HH:MM:SS or D-HH:MM:SS", _duration)
+
+
+def _setting(group: str, kind: Kind, meaning: str, default: Any = None) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"group": group, "kind": kind, "meaning": meaning}
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The typed values. None stands for an unset (or empty) variable, False for an unset switch."""
+
+    MODEL: str = _setting("what", TEXT, "a name from `model_configs/benchmarking/`, or the path of your own .yaml")
+    CLUSTER: str = _setting("what", TEXT, "a name from `cluster_configs/benchmarking/`; `local` runs on this machine")
+    TRAINING_PARAMS_PATH: str | None = _setting("what", PATH, "the model's YAML, where MODEL is only to be a name")
+    TRAINING_SCRIPT_PATH: str | None = _setting("what", PATH, "the script that trains; unset: `$MEGATRON_PATH/pretrain_gpt.py`")
+    TRAINING_PARAMS: str | None = _setting("what", TEXT, "extra Megatron arguments, split by POSIX quoting rules; nothing is expanded")
+
+    MEGATRON_PATH: str | None = _setting("software", PATH, "Megatron-LM checkout, as the training processes see it; `local` may leave it unset and uses the installed megatron-core")
+    CONTAINER_IMAGE: str | None = _setting("software", TEXT, ".sqsh file or image URL")
+    MCORE_RELEASE_VERSION: str = _setting("software", Kind("release such as 0.19, or dev", str), "Megatron-Core release that the arguments are written for")
+
+    TP: int = _setting("parallelism", SIZE, "tensor parallel size")
+    PP: int = _setting("parallelism", SIZE, "pipeline parallel size")
+    EP: int = _setting("parallelism", SIZE, "expert parallel size")
+    CP: int = _setting("parallelism", SIZE, "context parallel size")
+    VPP: int = _setting("parallelism", SIZE, "virtual pipeline stages per pipeline rank")
+    PP_FIRST: int | None = _setting("parallelism", LAYERS, "layers of the first pipeline stage, where NUM_LAYERS is not a multiple of PP")
+    PP_LAST: int | None = _setting("parallelism", LAYERS, "layers of the last pipeline stage, likewise")
+    LAYERS_PER_VP: int | None = _setting("parallelism", LAYERS, "layers per virtual stage, instead of VPP")
+    NUM_LAYERS: int | None = _setting("parallelism", SIZE, "layers that the pipeline split counts (embedding and loss included where the model says so); the depth itself is `--num-layers`")
+
+    MBS: int = _setting("batch and job", SIZE, "micro-batch size, sequences")
+    GBS: int = _setting("batch and job", SIZE, "global batch size, sequences")
+    SEQ_LEN: int = _setting("batch and job", SIZE, "sequence length, tokens")
+    NNODES: int = _setting("batch and job", SIZE, "nodes")
+    RUN_TIME: str = _setting("batch and job", DURATION, "Slurm time limit")
+    PRETRAIN: bool = _setting("batch and job", SWITCH, "1: from random weights; 0: from LOAD_PATH, which the cluster config may name per model", False)
+    DATASET: str | None = _setting("batch and job", TEXT, "name that the cluster config maps to DATA_PATH")
+
+    DISPATCHER: str | None = _setting("MoE", _choice("alltoall", "deepep", "hybridep"), "token dispatcher; unset: by MOE_TOKEN_DISPATCHER")
+    MOE_TOKEN_DISPATCHER: str | None = _setting("MoE", _choice("allgather", "alltoall", "flex", "deepep", "hybridep"), "the model's own dispatcher; flex means deepep")
+    MOE_GROUPED_GEMM: bool = _setting("MoE", SWITCH, "one grouped GEMM over a rank's experts", False)
+
+    PR: str = _setting("performance", _choice("bf16", "fp8", "mxfp8"), "precision: bf16; fp8 blockwise (Hopper); mxfp8 (Blackwell)")
+    A2A_OVERLAP: bool = _setting("performance", SWITCH, "1: expert all-to-all hidden behind computation of other micro-batches", False)
+    OPTIMIZER_OFFLOAD: bool = _setting("performance", SWITCH, "1: optimizer states and step on the CPU", False)
+    PROFILE: str = _setting("performance", _choice("0", "1", "nsys", "torch"), "steps 23 to 25 of rank 0 in Nsight Systems (1, nsys) or the PyTorch profiler")
+    BINDPCIE_PATH: str | None = _setting("performance", PATH, "wrapper put before the training program, to bind each rank to its NUMA node")
+
+    ACCOUNT: str | None = _setting("cluster", TEXT, "Slurm account")
+    PARTITION: str | None = _setting("cluster", TEXT, "Slurm partition")
+    RUN_NAME: str | None = _setting("cluster", TEXT, "part of the job's name and of its run directory")
+    CONTAINER_MOUNTS: str | None = _setting("cluster", TEXT, "pyxis mounts, `source:target`, separated by commas")
+    GB200_CLUSTER: bool = _setting("cluster", SWITCH, "1: GB200 or GB300 NVL72: 4 tasks a node, NVLINK_DOMAIN_SIZE=72", False)
+    SEGMENT: int | None = _setting("cluster", SIZE, "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1")
+    TASKS_PER_NODE: int | None = _setting("cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1")
+
+    OUTPUT_PATH: str = _setting("paths", PATH, "everything a job writes: checkpoints, TensorBoard, logs, run directories")
+    DATA_PATH: str | None = _setting("paths", TEXT, "dataset prefix, or a blend `weight prefix weight prefix …`; unset: mock data")
+    TOKENIZER_MODEL: str | None = _setting("paths", TEXT, "tokenizer file or Hugging Face name, for the models that do not bring one")
+    LOAD_PATH: str | None = _setting("paths", PATH, "checkpoint to start from")
+
+    WANDB_API_KEY: str | None = _setting("logging", Kind("secret", str), "W&B key; passed on through the environment, never written anywhere")
+    HF_TOKEN: str | None = _setting("logging", Kind("secret", str), "Hugging Face token, for gated tokenizers; likewise")
+    WANDB_PROJECT: str | None = _setting("logging", TEXT, "W&B project")
+    WANDB_MODE: str = _setting("logging", _choice("online", "offline", "disabled"), "online only by default with a key")
+    COMMENT: str | None = _setting("logging", TEXT, "tag at the end of the W&B experiment's name")
+
+    DRY_RUN: bool = _setting("ours", SWITCH, "1: print what would be submitted, and do nothing", False)
+    SMOKE: bool = _setting("ours", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False)
+    EXPLAIN: bool = _setting("ours", SWITCH, "1: print every argument with the place that set it", False)
+    FORCE: bool = _setting("ours", SWITCH, "1: submit although a check objects", False)
+    TIMESTAMP: str | None = _setting("ours", Kind("YYMMDD_HHMMSS", str), "time stamp in the job's name and run directory; set it to repeat a preview to the byte")
+
+    WORKSPACE: str = _setting("set by the launcher", PATH, "this repository, for use in configs")
+    MODEL_NAME: str = _setting("set by the launcher", TEXT, "MODEL without folder and .yaml, for use in configs")
+
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={})
+
+    def origin(self, name: str) -> str:
+        """Return where `name` got its value: 'environment', a layer's file, or a flag."""
+        return self.origins.get(name, "unset")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Convert the environment that the layers left behind.
+
+    Raises UsageError, naming the variable, what is allowed and where it was set, for a value that
+    is not allowed and for a required variable that no layer filled.
+    """
+    origins = _origins(environ)
+    values: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        text = environ.get(name, "")
+        if text == "":
+            if field.default is None and not _optional(field):
+                raise UsageError(f"{name} is not set ({field.metadata['meaning']})")
+            continue
+        try:
+            values[name] = field.metadata["kind"].convert(text)
+        except (ValueError, KeyError):
+            raise not_allowed(name, text, origins.get(name, "environment")) from None
+    return Settings(**values, origins=types.MappingProxyType(origins))
+
+
+def not_allowed(name: str, text: str, origin: str) -> UsageError:
+    """Return the error for a value of the wrong type or outside the allowed ones."""
+    allowed = FIELDS[name].metadata["kind"].allowed
+    hint = did_you_mean(text, allowed.split(", ")) if ", " in allowed else ""
+    return UsageError(f"{name}={text!r} (set by {origin}) is not allowed: {allowed}.{hint}")
+
+
+def replace(settings: Settings, name: str, text: str, origin: str) -> Settings:
+    """Return settings with `name` set from `text`, as if the environment had said so."""
+    try:
+        value = FIELDS[name].metadata["kind"].convert(text)
+    except (ValueError, KeyError):
+        raise not_allowed(name, text, origin) from None
+    origins = types.MappingProxyType({**settings.origins, name: origin})
+    return dataclasses.replace(settings, **{name: value}, origins=origins)
+
+
+def as_text(value: Any) -> str:
+    """Return a setting's value as configs see it: '' when unset, true or false for a switch."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+def table() -> str:
+    """Return the Markdown table of all variables, one group after the other."""
+    rows = ["| variable | values | meaning |", "|---|---|---|"]
+    group = ""
+    for name, field in FIELDS.items():
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            rows.append(f"| **{group}** | | |")
+        rows.append(f"| {name} | {field.metadata['kind'].allowed} | {field.metadata['meaning']} |")
+    return "\n".join(rows)
+
+
+def _optional(field: dataclasses.Field[Any]) -> bool:
+    return str(field.type).endswith("| None")
+
+
+def _origins(environ: Mapping[str, str]) -> dict[str, str]:
+    origins = {name: "environment" for name in FIELDS if environ.get(name)}
+    for line in environ.get(LAYER_ORIGINS, "").splitlines():
+        layer, _, names = line.rpartition(":")
+        origins.update({name: layer for name in names.split()})
+    return origins

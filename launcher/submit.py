@@ -1,0 +1,164 @@
+"""Hand a job over: to Slurm, or to this machine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import local, run_directory
+from launcher.errors import UsageError
+from launcher.job import Job, build, check_secrets, placeholders, render
+from launcher.report import log
+from launcher.settings import Settings, replace
+from launcher.summary import explain, summary
+
+
+def submit(settings: Settings, words: Sequence[str]) -> int:
+    """Check the job, make its run directory, start it, and return the exit status."""
+    stamp = settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")
+    settings = replace(settings, "TIMESTAMP", stamp, settings.origin("TIMESTAMP"))
+    for number in itertools.count():
+        job = build(settings, words, os.environ, suffix=f".{number}" if number else "")
+        script = render(job)
+        if number == 0:
+            _check(job, script)
+        if run_directory.create(job.run_dir):
+            break
+    report(job)
+    run_directory.fill(job, script)
+    return _run_here(job) if local.is_local(settings) else _sbatch(job)
+
+
+def report(job: Job) -> None:
+    """Tell the user, on stderr, what this job is."""
+    print(summary(job), file=sys.stderr)
+    if job.settings.EXPLAIN:
+        print(explain(job), file=sys.stderr)
+
+
+def _check(job: Job, script: str) -> None:
+    """Raise UsageError for whatever must stop a submission."""
+    check_secrets(script, os.environ)
+    left = placeholders(job)
+    if left:
+        raise UsageError(f"{'; '.join(left)}. Nothing was submitted")
+    if job.objections and not job.settings.FORCE:
+        raise UsageError(
+            f"{'; '.join(job.objections)}. Nothing was submitted (FORCE=1 submits all the same)"
+        )
+    if not local.is_local(job.settings) and not shutil.which("sbatch"):
+        raise UsageError(
+            "sbatch is not on PATH: submit from a Slurm login node, or preview with DRY_RUN=1"
+        )
+
+
+def _sbatch(job: Job) -> int:
+    command = ["sbatch", "--parsable", str(job.run_dir / "job.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        run_directory.record(job, command=command, failed=reason)
+        raise UsageError(f"sbatch refused the job: {reason} (script: {job.run_dir}/job.sh)")
+    job_id = done.stdout.strip().split(";")[0]
+    run_directory.record(job, command=command, job_id=job_id)
+    print(
+        f"Submitted batch job {job_id}",
+        f"  run directory  {job.run_dir}",
+        f"  follow         tail -F {job.settings.OUTPUT_PATH}/slurm_logs/{job_id}.log",
+        f"  state          squeue -j {job_id}",
+        f"  cancel         scancel {job_id}",
+        sep="\n",
+    )
+    return 0
+
+
+def _run_here(job: Job) -> int:
+    """Run the script on this machine, its output into the log, its progress onto the terminal."""
+    local.set_up(job.settings)
+    run_directory.record(
+        job, command=["bash", str(job.run_dir / "job.sh")], started=time.strftime("%F %T")
+    )
+    log_path = job.run_dir / "log"
+    print(f"  log {log_path}", file=sys.stderr)
+    print("starting: importing torch and Megatron-Core takes up to a minute …", file=sys.stderr)
+    process = subprocess.Popen(
+        ["bash", str(job.run_dir / "job.sh")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    )
+    # Ctrl-C reaches torchrun too, which stops its ranks; kill reaches only this process.
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    iterations: list[log.Iteration] = []
+    try:
+        with log_path.open("w", encoding="utf-8") as file:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                _progress(line, iterations)
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        status = 130
+    status = 128 - status if status < 0 else status
+    losses = [each.loss for each in iterations if each.loss is not None]
+    verdict, status = _verdict(job, status, losses)
+    run_directory.record(job, finished=time.strftime("%F %T"), status=status, verdict=verdict)
+    if status not in (0, 130):
+        print(_last_words(log_path), file=sys.stderr)
+    print(f"{verdict}\n  results {job.run_dir}", file=sys.stderr)
+    return status
+
+
+def _progress(line: str, iterations: list[log.Iteration]) -> None:
+    found = log.iteration(line)
+    if found is None:
+        return
+    iterations.append(found)
+    seconds = found.seconds or 0.0
+    print(
+        f"iteration {found.number}/{found.total}",
+        "loss -" if found.loss is None else f"loss {found.loss:.4f}",
+        f"{seconds:.2f} s",
+        f"{(found.total - found.number) * seconds:.0f} s left",
+        sep="  ",
+        file=sys.stderr,
+    )
+
+
+def _verdict(job: Job, status: int, losses: list[float]) -> tuple[str, int]:
+    """Return one line on how the run ended, and its exit status; a smoke run must have learned."""
+    if status == 130:
+        return "interrupted", status
+    if status != 0:
+        return f"FAILED with exit status {status}", status
+    if not losses:
+        return ("FAILED: the log has no loss", 1) if job.settings.SMOKE else ("finished", 0)
+    course = f"loss {losses[0]:.4f} → {losses[-1]:.4f} over {len(losses)} iterations"
+    if (
+        job.settings.SMOKE
+        and len(losses) > 1
+        and not (math.isfinite(losses[-1]) and losses[-1] < losses[0])
+    ):
+        return f"FAILED: the loss did not fall: {course}", 1
+    return f"passed: {course}" if job.settings.SMOKE else f"finished: {course}", 0
+
+
+def _last_words(path: Path) -> str:
+    """Return the end of a failed run's log, the first traceback included."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [
+        number for number, line in enumerate(lines) if "Traceback (most recent call last)" in line
+    ]
+    start = starts[0] if starts else max(0, len(lines) - 20)
+    return "\n".join(lines[start : start + 30])

@@ -1,0 +1,307 @@
+"""The entry point as a user meets it: layers, previews, values that arrive, mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, STAMP, launch, preview
+
+from launcher import model
+
+MODELS = model.names(ROOT)
+NASTY = "a  b'c\"d $HOME `touch pwned` $(touch pwned) ;touch pwned; *|(x) \\ \n# new line"
+
+
+def test_every_model_previews():
+    with ThreadPoolExecutor(4) as pool:
+        for name, seen in zip(MODELS, pool.map(lambda name: preview(MODEL=name), MODELS)):
+            assert seen.script.startswith("#!/bin/bash\n#SBATCH "), name
+            assert seen.flag("--num-layers"), name
+
+
+def test_readme_example_arrives_intact():
+    seen = preview(
+        ["--recompute-granularity", "selective", "--recompute-modules", "mla_up_proj", "layernorm"],
+        TP="2", PP="8", EP="64", VPP="1", RUN_TIME="00:60:00", NNODES="64",
+    )  # fmt: skip
+    assert seen.flag("--recompute-modules") == ["mla_up_proj", "layernorm"]
+    assert seen.flag("--tensor-model-parallel-size") == ["2"]
+    assert "#SBATCH --time=00:60:00\n" in seen.script
+    assert "#SBATCH --nodes=64\n" in seen.script
+
+
+def test_layout_arrives_intact_and_replaces_the_knobs():
+    layout = "Et|(tt|)*30mL"
+    seen = preview(["--pipeline-model-parallel-layout", layout], TP="2", PP="8", VPP="4")
+    assert seen.flag("--pipeline-model-parallel-layout") == [layout]
+    assert seen.flag("--num-virtual-stages-per-pipeline-rank") is None
+    assert seen.flag("--decoder-first-pipeline-num-layers") is None
+
+
+def test_script_runs_the_argv_of_the_command_line(tmp_path: Path):
+    """Run the script with a stand-in srun that reports its argv: it must equal the printed line."""
+    path = tmp_path / "with space"
+    path.mkdir()
+    seen = preview(["--save", NASTY], COMMENT=NASTY, OUTPUT_PATH=str(path))
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(
+        '#!/bin/bash\nwhile [[ $1 != task ]]; do shift; done\nshift\nprintf "%s\\0" "$@"\n'
+    )
+    (srun.parent / "scontrol").write_text("#!/bin/bash\necho node1\necho node2\n")
+    for stand_in in srun.parent.iterdir():
+        stand_in.chmod(0o755)
+    run_dir = Path(re.search(r"run directory (.*)", seen.stderr)[1])
+    run_dir.mkdir(parents=True)
+    (run_dir / "job.sh").write_text(seen.script)
+    done = subprocess.run(
+        ["bash", str(run_dir / "job.sh")],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{srun.parent}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\0")[:-1] == seen.command
+    assert seen.flag("--save") == [NASTY]
+    assert seen.command[seen.command.index("--wandb-exp-name") + 1].endswith(NASTY)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("where", ["variable", "yaml", "command line", "TRAINING_PARAMS"])
+def test_values_arrive_unchanged_and_are_not_executed(where: str, tmp_path: Path, yaml_model):
+    quoted = "'" + NASTY.replace("'", "'\\''") + "'"
+    text = f"MODEL_ARGS:\n  --num-layers: 2\n  --load: {yaml.dump(NASTY, default_style=chr(34), width=10**6).strip()}\n"
+    options = {
+        "variable": dict(LOAD_PATH=NASTY),
+        "yaml": dict(MODEL=yaml_model(text)),
+        "command line": dict(words=["--load", NASTY]),
+        "TRAINING_PARAMS": dict(TRAINING_PARAMS=f"--load {quoted}"),
+    }[where]
+    seen = preview(options.pop("words", ()), **options)
+    assert seen.flag("--load") == [NASTY]
+    assert not (ROOT / "pwned").exists()
+
+
+def test_flags_with_equals_repeats_and_negative_numbers():
+    seen = preview(
+        ["--lr=1e-5", "--seed", "1", "--seed", "2", "--foo", "-1", "--bar=-x", "--lr", "2e-5"]
+    )
+    assert seen.flag("--lr") == ["2e-5"]
+    assert seen.flag("--seed") == ["2"]
+    assert seen.flag("--foo") == ["-1"]
+    assert "--bar=-x" in seen.command
+
+
+def test_order_of_precedence():
+    """Command line over knobs over TRAINING_PARAMS over the model's YAML."""
+    assert preview().flag("--lr") == ["3.9e-6"]
+    assert preview(TRAINING_PARAMS="--lr 1").flag("--lr") == ["1"]
+    assert preview(["--lr", "2"], TRAINING_PARAMS="--lr 1").flag("--lr") == ["2"]
+    knob = preview(TRAINING_PARAMS="--moe-token-dispatcher-type alltoall", DISPATCHER="deepep")
+    assert knob.flag("--moe-token-dispatcher-type") == ["flex"]
+    flag = preview(["--moe-token-dispatcher-type", "alltoall"], DISPATCHER="deepep")
+    assert flag.flag("--moe-token-dispatcher-type") == ["alltoall"]
+    assert flag.flag("--moe-flex-dispatcher-backend") is None
+
+
+def test_a_flag_speaks_for_its_variable():
+    seen = preview(["--tensor-model-parallel-size", "4"], TP="1")
+    assert seen.flag("--tp-comm-overlap") == []
+    assert "TP4" in seen.flag("--wandb-exp-name")[0]
+
+
+def test_environment_wins_over_every_layer(tmp_path: Path):
+    conf = tmp_path / "mine.conf"
+    conf.write_text(
+        "PARTITION=debug\nACCOUNT=me\nTP=4\nNCCL_IB_HCA='mlx5 0'\nOUTPUT_PATH=/out\nMEGATRON_PATH=/m\nCONTAINER_IMAGE=i.sqsh\n"
+    )
+    seen = preview(CLUSTER=str(conf), PARTITION="batch")
+    assert "#SBATCH --partition=batch\n" in seen.script
+    assert "#SBATCH --account=me\n" in seen.script
+    assert "export NCCL_IB_HCA='mlx5 0'\n" in seen.script
+    assert seen.flag("--tensor-model-parallel-size") == ["4"]
+    assert preview(CLUSTER=str(conf), TP="2").flag("--tensor-model-parallel-size") == ["2"]
+    assert "export NCCL_DEBUG=INFO\n" in preview(NCCL_DEBUG="INFO").script
+
+
+def test_own_cluster_config_by_name(tmp_path: Path):
+    copy = tmp_path / "zoo"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "output"))
+    (copy / "cluster_configs/benchmarking/mine.conf").write_text(
+        "ACCOUNT=a\nOUTPUT_PATH=/o\nMEGATRON_PATH=/m\nCONTAINER_IMAGE=i.sqsh\n"
+    )
+    done = launch(
+        script=copy / "sbatch_benchmarking.sh",
+        cwd=tmp_path,
+        MODEL="Kimi-K2",
+        CLUSTER="mine",
+        DRY_RUN="1",
+    )
+    assert done.status == 0, done.stderr
+    assert "YOUR_" not in done.stdout
+
+
+def test_own_model_file(yaml_model):
+    seen = preview(
+        MODEL=yaml_model("MODEL_ARGS:\n  --num-layers: 8\n  --tensor-model-parallel-size: ${TP}\n"),
+        TP="2",
+    )
+    assert seen.flag("--num-layers") == ["8"]
+    assert seen.flag("--tensor-model-parallel-size") == ["2"]
+    assert "mine" in seen.script
+
+
+def test_empty_settings_leave_their_flags_out():
+    seen = preview(MODEL="Mixtral-8x7B")
+    assert seen.flag("--load") is None
+    assert seen.flag("--tokenizer-model") is None
+    assert seen.flag("--tokenizer-type") == ["NullTokenizer"]
+    assert seen.flag("--mock-data") == []
+    assert "mock data" in seen.stderr
+
+
+def test_data_path_and_blend():
+    assert preview(DATA_PATH="/my data/text").flag("--data-path") == ["/my data/text"]
+    assert preview(DATA_PATH="0.3 /a 0.7 /b").flag("--data-path") == ["0.3", "/a", "0.7", "/b"]
+
+
+def test_script_is_valid_bash_and_shellcheck_clean(tmp_path: Path):
+    for number, seen in enumerate(
+        (
+            preview(["--save", NASTY], COMMENT=NASTY, RUN_NAME='it\'s $HOME "x"'),
+            preview(
+                GB200_CLUSTER="1",
+                SEGMENT="8",
+                NNODES="256",
+                PROFILE="nsys",
+                BINDPCIE_PATH="/opt/bind pcie",
+            ),
+            preview(CLUSTER="local", SMOKE="1", COMMENT=NASTY),
+        )
+    ):
+        script = tmp_path / f"{number}.sh"
+        script.write_text(seen.script)
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        checked = subprocess.run(
+            [str(Path(sys.executable).parent / "shellcheck"), str(script)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stdout
+
+
+def test_gb200():
+    seen = preview(GB200_CLUSTER="1", SEGMENT="16", NNODES="256")
+    assert "#SBATCH --ntasks-per-node=4\n" in seen.script
+    assert "#SBATCH --segment=16\n" in seen.script
+    assert "export NVLINK_DOMAIN_SIZE=72\n" in seen.script
+    assert "--segment" not in preview(SEGMENT="16").script
+
+
+def test_works_from_any_directory(tmp_path: Path):
+    seen = launch(
+        cwd=tmp_path, MODEL="DeepSeek-V3", DRY_RUN="1", CLUSTER="local", OUTPUT_PATH="out"
+    )
+    assert seen.status == 0, seen.stderr
+    assert f"run directory {tmp_path}/out/runs/" in seen.stderr
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+
+
+MISTAKES = {
+    "unknown model": (dict(MODEL="DeepSeek-V4"), [], "MODEL='DeepSeek-V4' is unknown. Did you mean DeepSeek-V3"),
+    "no model": (dict(MODEL=""), [], "MODEL is not set. Known: DeepSeek-V2,"),
+    "unknown cluster": (dict(CLUSTER="locale"), [], "CLUSTER='locale' is unknown. Did you mean local?"),
+    "precision": (dict(PR="fp7"), [], "PR='fp7' (set by environment) is not allowed: bf16, fp8, mxfp8."),
+    "number": (dict(TP="two"), [], "TP='two' (set by environment) is not allowed: integer ≥ 1."),
+    "zero": (dict(GBS="0"), [], "GBS='0'"),
+    "flag's number": (dict(), ["--seq-length", "4k"], "SEQ_LEN='4k' (set by --seq-length, command line)"),
+    "time": (dict(RUN_TIME="1h"), [], "RUN_TIME='1h'"),
+    "release": (dict(MCORE_RELEASE_VERSION="0.12"), [], "MCORE_RELEASE_VERSION='0.12' is not supported"),
+    "no flag": (dict(), ["fast"], "'fast' (command line) is no Megatron argument"),
+    "quotes": (dict(TRAINING_PARAMS="--lr '1"), [], "TRAINING_PARAMS cannot be split"),
+    "secret in a flag": (dict(WANDB_API_KEY="k" * 40), ["--x", "k" * 40], "the value of WANDB_API_KEY would become"),
+    "new line for Slurm": (dict(PARTITION="a\nb"), [], "'a\\nb' cannot be sbatch's --partition"),
+    "vpp without pp": (dict(PP="1", VPP="2", EP="8"), [], "VPP=2 (environment) needs a pipeline"),
+    "world size": (dict(TP="3"), [], "world size 1024 is not a multiple of TP*PP*CP = 3*16*1 = 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_clear_line(mistake: str):
+    variables, words, message = MISTAKES[mistake]
+    seen = launch(words, **{"MODEL": "DeepSeek-V3", "DRY_RUN": "1", **variables})
+    assert seen.status == 1
+    errors = [line for line in seen.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in seen.stderr
+
+
+YAML_MISTAKES = {
+    "syntax": ("MODEL_ARGS:\n  --a: [1\n  --b: 2\n", "mine.yaml:3: not valid YAML"),
+    "missing variable": ("MODEL_ARGS:\n  --a: ${DATA_PAHT}\n", "mine.yaml:2: ${DATA_PAHT} is neither a setting nor in the environment. Did you mean DATA_PATH"),
+    "unknown key": ("MODEL_ARG:\n  --a: 1\n", "mine.yaml:1: unknown key 'MODEL_ARG'; allowed: EXTENDS, ENV_VARS, MODEL_ARGS. Did you mean MODEL_ARGS?"),
+    "no flag": ("MODEL_ARGS:\n  --a: 1\n  num-layers: 2\n", "mine.yaml:3: 'num-layers' in MODEL_ARGS is not a flag"),
+    "twice": ("MODEL_ARGS:\n  --a: 1\n  --a: 2\n", "mine.yaml:3: --a is there twice"),
+    "no map": ("MODEL_ARGS: 3\n", "mine.yaml:1: MODEL_ARGS is to hold"),
+    "parent": ("EXTENDS: no.yaml\n", "mine.yaml:1: EXTENDS: no.yaml: there is no such file"),
+    "circle": ("EXTENDS: mine.yaml\n", "mine.yaml:1: EXTENDS: mine.yaml: the files extend each other in a circle"),
+    "secret": ("MODEL_ARGS:\n  --a: ${WANDB_API_KEY}\n", "mine.yaml:2: ${WANDB_API_KEY} is a secret"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", YAML_MISTAKES)
+def test_yaml_mistakes_name_file_and_line(mistake: str, yaml_model):
+    text, message = YAML_MISTAKES[mistake]
+    seen = launch(MODEL=yaml_model(text), DRY_RUN="1")
+    assert seen.status == 1
+    assert len(seen.stderr.splitlines()) == 1
+    assert message in seen.stderr
+
+
+def test_force_previews_what_a_check_refuses():
+    assert launch(MODEL="DeepSeek-V3", DRY_RUN="1", TP="3", FORCE="1").status == 0
+
+
+def test_explain_names_the_places():
+    seen = preview(["--lr", "1"], EXPLAIN="1")
+    origins = dict(
+        re.split(r"  +", line, maxsplit=1)
+        for line in seen.stderr.splitlines()
+        if line.startswith("--")
+    )
+    assert origins["--lr 1"] == "command line"
+    assert re.fullmatch(
+        r"model_configs/benchmarking/DeepSeek-V3\.yaml:\d+", origins["--num-layers 61"]
+    )
+    assert "--lr" not in seen.stdout.split("=== End of DRY RUN")[0].replace("--lr 1\n", "").replace(
+        "--lr-", ""
+    )
+
+
+def test_arguments_command_prints_the_resolved_list():
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "arguments"],
+        cwd=ROOT,
+        env={**os.environ, "MODEL": "Kimi-K2", "TIMESTAMP": STAMP},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(
+        r"^--num-experts 384 +model_configs/benchmarking/Kimi-K2.yaml:\d+$", done.stdout, re.M
+    )
