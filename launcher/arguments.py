@@ -69,6 +69,7 @@ SUPERSEDES: Mapping[str, tuple[str, ...]] = {
     "--num-virtual-stages-per-pipeline-rank": _SPLIT[1:],
     "--num-layers-per-virtual-pipeline-stage": (_SPLIT[0], _SPLIT[2]),
     "--moe-token-dispatcher-type": ("--moe-flex-dispatcher-backend", "--moe-hybridep-num-sms"),
+    "--overlap-moe-expert-parallel-comm": ("--moe-shared-expert-overlap",),
     "--fp16": ("--bf16",),
     "--bf16": ("--fp16",),
 }
@@ -104,7 +105,7 @@ def parse(words: Sequence[str], origin: str) -> Arguments:
 
 
 def merge(*layers: Arguments) -> Arguments:
-    """Stack layers, the lowest first; a flag of a higher layer replaces the lower one, values too."""
+    """Stack layers, the lowest first; a higher layer's flag replaces the lower one, values too."""
     merged: dict[str, Argument] = {}
     for layer in layers:
         for flag in layer:

@@ -181,7 +181,7 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
         script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
         if not Path(script).is_file():
             raise UsageError(
-                f"TRAINING_SCRIPT_PATH={script!r} (by default in MEGATRON_PATH) is not on this machine"
+                f"TRAINING_SCRIPT_PATH={script!r} (default: in MEGATRON_PATH) is not here"
             )
         environment = {**environment, "TRAINING_SCRIPT_PATH": (script, "setting")}
         if settings.MEGATRON_PATH:

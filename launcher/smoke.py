@@ -238,6 +238,6 @@ def _notes(
     for name in ("tp", "pp", "ep", "cp", "vpp"):
         if getattr(before, name) > 1 and getattr(after, name) == 1:
             notes.append(
-                f"smoke: {name.upper()}{getattr(before, name)} → 1: a smoke run has no ranks left for it"
+                f"smoke: {name.upper()}{getattr(before, name)} → 1: no ranks are left for it"
             )
     return tuple(notes)

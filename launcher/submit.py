@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import local, run_directory
+from launcher.arguments import quote
 from launcher.errors import UsageError
 from launcher.job import Job, build, check_secrets, placeholders, render
 from launcher.report import log
@@ -72,7 +73,7 @@ def _sbatch(job: Job) -> int:
     print(
         f"Submitted batch job {job_id}",
         f"  run directory  {job.run_dir}",
-        f"  follow         tail -F {job.settings.OUTPUT_PATH}/slurm_logs/{job_id}.log",
+        f"  follow         tail -F {quote(f'{job.settings.OUTPUT_PATH}/slurm_logs/{job_id}.log')}",
         f"  state          squeue -j {job_id}",
         f"  cancel         scancel {job_id}",
         sep="\n",

@@ -21,7 +21,8 @@ def summary(job: Job) -> str:
         "  "
         + " ".join(f"{name}{sizes[name]}" for name in ("TP", "PP", "VPP", "EP", "CP"))
         + f" DP{data_parallel:g}; {settings.PR}; micro-batch {sizes['MBS']}, "
-        + f"global batch {sizes['GBS']} = {micro_batches:g} micro-batches; sequence {sizes['SEQ_LEN']}",
+        + f"global batch {sizes['GBS']} = {micro_batches:g} micro-batches; "
+        + f"sequence {sizes['SEQ_LEN']}",
         f"  run directory {job.run_dir}",
         *(f"  note: {note}" for note in job.notes),
         *(f"  warning: {line}" for line in placeholders(job)),

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _ITERATION = re.compile(r"\biteration\s+(\d+)/\s*(\d+) \|")
-_FIELD = re.compile(r"([\w() -]+?): *([-+0-9.eE]+|nan|inf)\s*\|")
+_FIELD = re.compile(r"([\w()/ -]+?): *([-+0-9.eE]+|nan|inf)\s*\|")
 
 
 @dataclass(frozen=True)

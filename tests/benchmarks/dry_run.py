@@ -1,0 +1,56 @@
+"""How long a dry run takes, against starting Python with the two libraries it uses.
+
+    python tests/benchmarks/dry_run.py [rounds]
+
+Both are whole processes, measured in turns on the same machine, so the ratio means something on any.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+ENVIRONMENT = {**os.environ, "MODEL": "DeepSeek-V3", "DRY_RUN": "1", "TIMESTAMP": "260101_120000"}
+
+
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def in_process(times: int) -> float:
+    """Return the seconds that `times` jobs take to build and render in one process."""
+    from launcher import job, settings
+
+    layers = subprocess.run(
+        ["bash", "-c", 'exec() { env -0; exit; }; source "$0"', str(ROOT / "sbatch_benchmarking.sh")],
+        env=ENVIRONMENT, capture_output=True, check=True,
+    )  # fmt: skip
+    environ = dict(entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry)
+    start = time.perf_counter()
+    for _ in range(times):
+        job.render(job.build(settings.read(environ), [], environ))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    imports = ["python3", "-c", "import yaml, jinja2"]
+    dry_run = ["bash", str(ROOT / "sbatch_benchmarking.sh")]
+    pairs = [(seconds(imports), seconds(dry_run)) for _ in range(rounds)]
+    base, dry = (statistics.median(column) for column in zip(*pairs))
+    print(f"import yaml, jinja2   {base * 1000:6.0f} ms")
+    print(f"dry run               {dry * 1000:6.0f} ms   {dry / base:.2f} times the import")
+    print(f"1,000 renders in one process   {in_process(1000):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The one test command.
+#
+#   bash tests/run.sh           everything
+#   bash tests/run.sh --fast    what takes seconds: no training processes
+#
+# Further words go to pytest.
+set -euo pipefail
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+readonly ROOT
+cd "$ROOT"
+bash launcher/setup.sh test
+if [[ ${1:-} == --fast ]]; then set -- -m "not slow" "${@:2}"; fi
+exec .venv/training/bin/python -m pytest "$@"
