@@ -70,7 +70,7 @@ def build(
     # Training processes may start elsewhere, so a relative path would mean another place to them.
     settings = dataclasses.replace(settings, OUTPUT_PATH=os.path.abspath(settings.OUTPUT_PATH))
     zoo_model = model.load(model.find(settings), Path(settings.WORKSPACE))
-    command_line = parse(words, "command line")
+    command_line = _command_line(words)
     given = parse(split(settings.TRAINING_PARAMS or "", "TRAINING_PARAMS"), "TRAINING_PARAMS")
     settings = _adopt(settings, merge(given, command_line))
     from_model = model.arguments(zoo_model, settings, environ)
@@ -162,6 +162,14 @@ def placeholders(job: Job) -> list[str]:
     return [
         f"{origin} still has placeholders for {', '.join(names)}" for origin, names in found.items()
     ]
+
+
+def _command_line(words: Sequence[str]) -> Arguments:
+    """Read the command line: a recipe's own flags stand before a lone `--`, the user's after it."""
+    if "--" not in words:
+        return parse(words, "command line")
+    end = list(words).index("--")
+    return merge(parse(words[:end], "recipe"), parse(words[end + 1 :], "command line"))
 
 
 def _adopt(settings: Settings, arguments: Arguments) -> Settings:

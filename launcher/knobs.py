@@ -228,6 +228,17 @@ def profile(settings: Settings, present: Arguments) -> Effect:
     )
 
 
+def required_environment(settings: Settings, present: Arguments) -> Effect:
+    """What Megatron asserts of the environment beside some flags (validate_args)."""
+    environment = {}
+    if value(present, "--cuda-graph-impl") not in (None, "none"):
+        # With expandable segments NCCL must not register buffers inside CUDA graphs.
+        environment["NCCL_GRAPH_REGISTER"] = "0"
+    if "--fine-grained-activation-offloading" in present:
+        environment["NVTE_CPU_OFFLOAD_V1"] = "1"
+    return Effect(environment=environment)
+
+
 def nvlink_domain(settings: Settings, present: Arguments) -> Effect:
     """GB200_CLUSTER: 72 GPUs share one NVLink domain; DeepEP's hybrid kernels read its size."""
     return Effect(environment={"NVLINK_DOMAIN_SIZE": "72"} if settings.GB200_CLUSTER else {})
@@ -242,6 +253,7 @@ KNOBS: tuple[Callable[[Settings, Arguments], Effect], ...] = (
     long_context,
     data,
     profile,
+    required_environment,
     nvlink_domain,
 )
 

@@ -24,7 +24,10 @@ def uneven_fits(layers: int, pp: int, vpp: int, first: int, last: int) -> bool:
     if first % vpp or last % vpp:
         return False
     middle = layers - first - last
-    return middle == 0 if pp == 2 else pp > 2 and middle > 0 and middle % ((pp - 2) * vpp) == 0
+    if pp == 2:
+        # Megatron divides by the number of middle stages when there are virtual ones.
+        return middle == 0 and vpp == 1
+    return pp > 2 and middle > 0 and middle % ((pp - 2) * vpp) == 0
 
 
 def balanced(layers: int, chunks: int, mtp_layers: int) -> str:

@@ -35,12 +35,9 @@ class Replacement:
 
 # What Transformer Engine brings; its place is taken by Megatron's own local modules.
 WITHOUT_TRANSFORMER_ENGINE = (
-    Replacement(
-        "fused kernels need Transformer Engine", ("--moe-permute-fusion", "--moe-router-fusion")
-    ),
     Replacement("Transformer Engine is not installed", ("--transformer-impl",), ("local",)),
     Replacement(
-        "FP8 needs Transformer Engine",
+        "FP8 needs Transformer Engine; this runs in BF16",
         (
             "--fp8-format",
             "--fp8-recipe",
@@ -50,8 +47,40 @@ WITHOUT_TRANSFORMER_ENGINE = (
             "--moe-router-padding-for-fp8",
         ),
     ),
+    Replacement(
+        "the precision-aware optimizer needs Transformer Engine",
+        (
+            "--use-precision-aware-optimizer",
+            "--main-grads-dtype",
+            "--main-params-dtype",
+            "--exp-avg-dtype",
+            "--exp-avg-sq-dtype",
+        ),
+    ),
+    Replacement(
+        "fused kernels need Transformer Engine", ("--moe-permute-fusion", "--moe-router-fusion")
+    ),
+    Replacement("overlapped TP communication needs Transformer Engine", ("--tp-comm-overlap",)),
+    Replacement("delayed weight gradients need Transformer Engine", ("--delay-wgrad-compute",)),
+    Replacement(
+        "activation offloading needs Transformer Engine",
+        (
+            "--fine-grained-activation-offloading",
+            "--offload-modules",
+            "--delay-offload-until-cuda-graph",
+        ),
+    ),
+    Replacement(
+        "CUDA graphs need Transformer Engine and a GPU",
+        (
+            "--cuda-graph-impl",
+            "--cuda-graph-modules",
+            "--cuda-graph-scope",
+            "--cuda-graph-warmup-steps",
+            "--te-rng-tracker",
+        ),
+    ),
 )
-
 ON_THE_CPU = (
     Replacement("DeepEP needs GPUs", ("--moe-token-dispatcher-type",), ("alltoall",)),
     Replacement(
@@ -65,37 +94,31 @@ ON_THE_CPU = (
             "--moe-permute-fusion-into-hybridep",
         ),
     ),
-    Replacement("overlap of TP communication needs a GPU", ("--tp-comm-overlap",)),
     Replacement(
-        "CUDA graphs need a GPU",
-        (
-            "--cuda-graph-impl",
-            "--cuda-graph-modules",
-            "--cuda-graph-scope",
-            "--cuda-graph-warmup-steps",
-            "--te-rng-tracker",
-            "--delay-offload-until-cuda-graph",
-        ),
-    ),
-    Replacement(
-        "there is no GPU to offload from",
+        "there is no GPU memory to offload",
         (
             "--optimizer-cpu-offload",
             "--overlap-cpu-optimizer-d2h-h2d",
             "--offload-optimizer-states",
-            "--fine-grained-activation-offloading",
-            "--offload-modules",
         ),
     ),
-    Replacement("profiling needs a GPU", ("--profile", "--use-pytorch-profiler")),
+    Replacement(
+        "profiling is of GPUs",
+        (
+            "--profile",
+            "--use-pytorch-profiler",
+            "--profile-step-start",
+            "--profile-step-end",
+            "--profile-ranks",
+        ),
+    ),
 )
 CPU_FLAGS: Mapping[str, tuple[str, ...]] = {
     "--distributed-backend": ("gloo",),
-    "--no-gradient-accumulation-fusion": (),
-    "--no-persist-layer-norm": (),
-    "--no-masked-softmax-fusion": (),
-    "--no-rope-fusion": (),
+    "--no-gradient-accumulation-fusion": (),  # Apex's CUDA extension
+    "--no-rope-fusion": (),  # Transformer Engine's, and for MLA a Triton kernel
 }
+# Ranks share the cores; one hardware queue is what Megatron asks for without A2A overlap.
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 

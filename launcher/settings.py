@@ -69,71 +69,177 @@ def _setting(group: str, kind: Kind, meaning: str, default: Any = None) -> Any:
 class Settings:
     """The typed values. None stands for an unset (or empty) variable, False for an unset switch."""
 
-    MODEL: str = _setting("what", TEXT, "a name from `model_configs/benchmarking/`, or the path of your own .yaml")
-    CLUSTER: str = _setting("what", TEXT, "a name from `cluster_configs/benchmarking/`; `local` runs on this machine")
-    TRAINING_PARAMS_PATH: str | None = _setting("what", PATH, "the model's YAML, where MODEL is only to be a name")
-    TRAINING_SCRIPT_PATH: str | None = _setting("what", PATH, "the script that trains; unset: `$MEGATRON_PATH/pretrain_gpt.py`")
-    TRAINING_PARAMS: str | None = _setting("what", TEXT, "extra Megatron arguments, split by POSIX quoting rules; nothing is expanded")
+    MODEL: str = _setting(
+        "what", TEXT, "a name from `model_configs/benchmarking/`, or the path of your own .yaml"
+    )
+    CLUSTER: str = _setting(
+        "what", TEXT, "a name from `cluster_configs/benchmarking/`; `local` runs on this machine"
+    )
+    TRAINING_PARAMS_PATH: str | None = _setting(
+        "what", PATH, "the model's YAML, where MODEL is only to be a name"
+    )
+    TRAINING_SCRIPT_PATH: str | None = _setting(
+        "what", PATH, "the script that trains; unset: `$MEGATRON_PATH/pretrain_gpt.py`"
+    )
+    TRAINING_PARAMS: str | None = _setting(
+        "what", TEXT, "extra Megatron arguments, split by POSIX quoting rules; nothing is expanded"
+    )
 
-    MEGATRON_PATH: str | None = _setting("software", PATH, "Megatron-LM checkout, as the training processes see it; `local` may leave it unset and uses the installed megatron-core")
+    MEGATRON_PATH: str | None = _setting(
+        "software",
+        PATH,
+        "Megatron-LM checkout, as the training processes see it; `local` may leave it unset and uses the installed megatron-core",
+    )
     CONTAINER_IMAGE: str | None = _setting("software", TEXT, ".sqsh file or image URL")
-    MCORE_RELEASE_VERSION: str = _setting("software", Kind("release such as 0.19, or dev", str), "Megatron-Core release that the arguments are written for")
+    MCORE_RELEASE_VERSION: str = _setting(
+        "software",
+        Kind("release such as 0.19, or dev", str),
+        "Megatron-Core release that the arguments are written for",
+    )
 
     TP: int = _setting("parallelism", SIZE, "tensor parallel size")
     PP: int = _setting("parallelism", SIZE, "pipeline parallel size")
     EP: int = _setting("parallelism", SIZE, "expert parallel size")
     CP: int = _setting("parallelism", SIZE, "context parallel size")
     VPP: int = _setting("parallelism", SIZE, "virtual pipeline stages per pipeline rank")
-    PP_FIRST: int | None = _setting("parallelism", LAYERS, "layers of the first pipeline stage, where NUM_LAYERS is not a multiple of PP")
-    PP_LAST: int | None = _setting("parallelism", LAYERS, "layers of the last pipeline stage, likewise")
-    LAYERS_PER_VP: int | None = _setting("parallelism", LAYERS, "layers per virtual stage, instead of VPP")
-    NUM_LAYERS: int | None = _setting("parallelism", SIZE, "layers that the pipeline split counts (embedding and loss included where the model says so); the depth itself is `--num-layers`")
+    PP_FIRST: int | None = _setting(
+        "parallelism",
+        LAYERS,
+        "layers of the first pipeline stage, where NUM_LAYERS is not a multiple of PP",
+    )
+    PP_LAST: int | None = _setting(
+        "parallelism", LAYERS, "layers of the last pipeline stage, likewise"
+    )
+    LAYERS_PER_VP: int | None = _setting(
+        "parallelism", LAYERS, "layers per virtual stage, instead of VPP"
+    )
+    NUM_LAYERS: int | None = _setting(
+        "parallelism",
+        SIZE,
+        "layers that the pipeline split counts (embedding and loss included where the model says so); the depth itself is `--num-layers`",
+    )
 
     MBS: int = _setting("batch and job", SIZE, "micro-batch size, sequences")
     GBS: int = _setting("batch and job", SIZE, "global batch size, sequences")
     SEQ_LEN: int = _setting("batch and job", SIZE, "sequence length, tokens")
     NNODES: int = _setting("batch and job", SIZE, "nodes")
     RUN_TIME: str = _setting("batch and job", DURATION, "Slurm time limit")
-    PRETRAIN: bool = _setting("batch and job", SWITCH, "1: from random weights; 0: from LOAD_PATH, which the cluster config may name per model", False)
-    DATASET: str | None = _setting("batch and job", TEXT, "name that the cluster config maps to DATA_PATH")
+    PRETRAIN: bool = _setting(
+        "batch and job",
+        SWITCH,
+        "1: from random weights; 0: from LOAD_PATH, which the cluster config may name per model",
+        False,
+    )
+    DATASET: str | None = _setting(
+        "batch and job", TEXT, "name that the cluster config maps to DATA_PATH"
+    )
 
-    DISPATCHER: str | None = _setting("MoE", _choice("alltoall", "deepep", "hybridep"), "token dispatcher; unset: by MOE_TOKEN_DISPATCHER")
-    MOE_TOKEN_DISPATCHER: str | None = _setting("MoE", _choice("allgather", "alltoall", "flex", "deepep", "hybridep"), "the model's own dispatcher; flex means deepep")
-    MOE_GROUPED_GEMM: bool = _setting("MoE", SWITCH, "one grouped GEMM over a rank's experts", False)
+    DISPATCHER: str | None = _setting(
+        "MoE",
+        _choice("alltoall", "deepep", "hybridep"),
+        "token dispatcher; unset: by MOE_TOKEN_DISPATCHER",
+    )
+    MOE_TOKEN_DISPATCHER: str | None = _setting(
+        "MoE",
+        _choice("allgather", "alltoall", "flex", "deepep", "hybridep"),
+        "the model's own dispatcher; flex means deepep",
+    )
+    MOE_GROUPED_GEMM: bool = _setting(
+        "MoE", SWITCH, "one grouped GEMM over a rank's experts", False
+    )
 
-    PR: str = _setting("performance", _choice("bf16", "fp8", "mxfp8"), "precision: bf16; fp8 blockwise (Hopper); mxfp8 (Blackwell)")
-    A2A_OVERLAP: bool = _setting("performance", SWITCH, "1: expert all-to-all hidden behind computation of other micro-batches", False)
-    OPTIMIZER_OFFLOAD: bool = _setting("performance", SWITCH, "1: optimizer states and step on the CPU", False)
-    PROFILE: str = _setting("performance", _choice("0", "1", "nsys", "torch"), "steps 23 to 25 of rank 0 in Nsight Systems (1, nsys) or the PyTorch profiler")
-    BINDPCIE_PATH: str | None = _setting("performance", PATH, "wrapper put before the training program, to bind each rank to its NUMA node")
+    PR: str = _setting(
+        "performance",
+        _choice("bf16", "fp8", "mxfp8"),
+        "precision: bf16; fp8 blockwise (Hopper); mxfp8 (Blackwell)",
+    )
+    A2A_OVERLAP: bool = _setting(
+        "performance",
+        SWITCH,
+        "1: expert all-to-all hidden behind computation of other micro-batches",
+        False,
+    )
+    OPTIMIZER_OFFLOAD: bool = _setting(
+        "performance", SWITCH, "1: optimizer states and step on the CPU", False
+    )
+    PROFILE: str = _setting(
+        "performance",
+        _choice("0", "1", "nsys", "torch"),
+        "steps 23 to 25 of rank 0 in Nsight Systems (1, nsys) or the PyTorch profiler",
+    )
+    BINDPCIE_PATH: str | None = _setting(
+        "performance",
+        PATH,
+        "wrapper put before the training program, to bind each rank to its NUMA node",
+    )
 
     ACCOUNT: str | None = _setting("cluster", TEXT, "Slurm account")
     PARTITION: str | None = _setting("cluster", TEXT, "Slurm partition")
-    RUN_NAME: str | None = _setting("cluster", TEXT, "part of the job's name and of its run directory")
-    CONTAINER_MOUNTS: str | None = _setting("cluster", TEXT, "pyxis mounts, `source:target`, separated by commas")
-    GB200_CLUSTER: bool = _setting("cluster", SWITCH, "1: GB200 or GB300 NVL72: 4 tasks a node, NVLINK_DOMAIN_SIZE=72", False)
-    SEGMENT: int | None = _setting("cluster", SIZE, "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1")
-    TASKS_PER_NODE: int | None = _setting("cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1")
+    RUN_NAME: str | None = _setting(
+        "cluster", TEXT, "part of the job's name and of its run directory"
+    )
+    CONTAINER_MOUNTS: str | None = _setting(
+        "cluster", TEXT, "pyxis mounts, `source:target`, separated by commas"
+    )
+    GB200_CLUSTER: bool = _setting(
+        "cluster", SWITCH, "1: GB200 or GB300 NVL72: 4 tasks a node, NVLINK_DOMAIN_SIZE=72", False
+    )
+    SEGMENT: int | None = _setting(
+        "cluster",
+        SIZE,
+        "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1",
+    )
+    TASKS_PER_NODE: int | None = _setting(
+        "cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1"
+    )
 
-    OUTPUT_PATH: str = _setting("paths", PATH, "everything a job writes: checkpoints, TensorBoard, logs, run directories")
-    DATA_PATH: str | None = _setting("paths", TEXT, "dataset prefix, or a blend `weight prefix weight prefix …`; unset: mock data")
-    TOKENIZER_MODEL: str | None = _setting("paths", TEXT, "tokenizer file or Hugging Face name, for the models that do not bring one")
+    OUTPUT_PATH: str = _setting(
+        "paths", PATH, "everything a job writes: checkpoints, TensorBoard, logs, run directories"
+    )
+    DATA_PATH: str | None = _setting(
+        "paths",
+        TEXT,
+        "dataset prefix, or a blend `weight prefix weight prefix …`; unset: mock data",
+    )
+    TOKENIZER_MODEL: str | None = _setting(
+        "paths", TEXT, "tokenizer file or Hugging Face name, for the models that do not bring one"
+    )
     LOAD_PATH: str | None = _setting("paths", PATH, "checkpoint to start from")
 
-    WANDB_API_KEY: str | None = _setting("logging", Kind("secret", str), "W&B key; passed on through the environment, never written anywhere")
-    HF_TOKEN: str | None = _setting("logging", Kind("secret", str), "Hugging Face token, for gated tokenizers; likewise")
+    WANDB_API_KEY: str | None = _setting(
+        "logging",
+        Kind("secret", str),
+        "W&B key; passed on through the environment, never written anywhere",
+    )
+    HF_TOKEN: str | None = _setting(
+        "logging", Kind("secret", str), "Hugging Face token, for gated tokenizers; likewise"
+    )
     WANDB_PROJECT: str | None = _setting("logging", TEXT, "W&B project")
-    WANDB_MODE: str = _setting("logging", _choice("online", "offline", "disabled"), "online only by default with a key")
+    WANDB_MODE: str = _setting(
+        "logging", _choice("online", "offline", "disabled"), "online only by default with a key"
+    )
     COMMENT: str | None = _setting("logging", TEXT, "tag at the end of the W&B experiment's name")
 
-    DRY_RUN: bool = _setting("ours", SWITCH, "1: print what would be submitted, and do nothing", False)
-    SMOKE: bool = _setting("ours", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False)
-    EXPLAIN: bool = _setting("ours", SWITCH, "1: print every argument with the place that set it", False)
+    DRY_RUN: bool = _setting(
+        "ours", SWITCH, "1: print what would be submitted, and do nothing", False
+    )
+    SMOKE: bool = _setting(
+        "ours", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False
+    )
+    EXPLAIN: bool = _setting(
+        "ours", SWITCH, "1: print every argument with the place that set it", False
+    )
     FORCE: bool = _setting("ours", SWITCH, "1: submit although a check objects", False)
-    TIMESTAMP: str | None = _setting("ours", Kind("YYMMDD_HHMMSS", str), "time stamp in the job's name and run directory; set it to repeat a preview to the byte")
+    TIMESTAMP: str | None = _setting(
+        "ours",
+        Kind("YYMMDD_HHMMSS", str),
+        "time stamp in the job's name and run directory; set it to repeat a preview to the byte",
+    )
 
     WORKSPACE: str = _setting("set by the launcher", PATH, "this repository, for use in configs")
-    MODEL_NAME: str = _setting("set by the launcher", TEXT, "MODEL without folder and .yaml, for use in configs")
+    MODEL_NAME: str = _setting(
+        "set by the launcher", TEXT, "MODEL without folder and .yaml, for use in configs"
+    )
 
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={})
 

@@ -67,6 +67,7 @@ RUN = {
     "--vocab-size": (str(WIDTHS["--vocab-size"]),),
     "--train-iters": (str(ITERATIONS),),
     "--eval-iters": ("0",),
+    "--eval-interval": ("1000",),
     "--lr": ("3e-3",),
     "--min-lr": ("3e-3",),
     "--lr-decay-style": ("constant",),
@@ -196,8 +197,8 @@ def _split(arguments: Arguments, small: dict[str, Argument], after: Sizes, put) 
     if after.vpp > 1:
         put("--num-virtual-stages-per-pipeline-rank", after.vpp)
     if uneven is not None:
+        # With the last given too, Megatron divides the rest by no stages when they are virtual.
         put("--decoder-first-pipeline-num-layers", 2 * after.vpp)
-        put("--decoder-last-pipeline-num-layers", after.vpp)
         return 3 * after.vpp
     per_chunk = max(-(-least // chunks), 2 if accounted else 1)
     return per_chunk * chunks - accounted

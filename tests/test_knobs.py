@@ -8,7 +8,10 @@ from conftest import launch, preview
 
 def test_vpp():
     assert preview(MODEL="Mixtral-8x7B").flag("--num-virtual-stages-per-pipeline-rank") == ["8"]
-    assert preview(MODEL="Mixtral-8x7B", VPP="1").flag("--num-virtual-stages-per-pipeline-rank") is None
+    assert (
+        preview(MODEL="Mixtral-8x7B", VPP="1").flag("--num-virtual-stages-per-pipeline-rank")
+        is None
+    )
     seen = preview(MODEL="Mixtral-8x7B", LAYERS_PER_VP="2")
     assert seen.flag("--num-layers-per-virtual-pipeline-stage") == ["2"]
     assert seen.flag("--num-virtual-stages-per-pipeline-rank") is None

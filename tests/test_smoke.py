@@ -30,7 +30,9 @@ def test_sizes_fit_together(name: str):
     def size(flag: str) -> int:
         return int((seen.flag(flag) or ["1"])[0])
 
-    tp, pp, cp = (size(f"--{kind}-parallel-size") for kind in ("tensor-model", "pipeline-model", "context"))
+    tp, pp, cp = (
+        size(f"--{kind}-parallel-size") for kind in ("tensor-model", "pipeline-model", "context")
+    )
     world = ranks(seen)
     assert world <= 4
     assert world % (tp * pp * cp) == 0
@@ -70,7 +72,12 @@ def test_context_parallelism_comes_before_tensor_parallelism_where_ranks_are_few
 def test_each_replacement_is_said():
     seen = smoke(PR="fp8", DISPATCHER="deepep", OPTIMIZER_OFFLOAD="1", A2A_OVERLAP="1", **DEEPSEEK)
     said = [line for line in seen.stderr.splitlines() if "note: replaced: " in line]
-    for word in ("--transformer-impl", "--fp8-recipe", "--moe-token-dispatcher-type", "--optimizer-cpu-offload"):
+    for word in (
+        "--transformer-impl",
+        "--fp8-recipe",
+        "--moe-token-dispatcher-type",
+        "--optimizer-cpu-offload",
+    ):
         assert sum(word in line for line in said) >= 1, word
     assert seen.flag("--fp8-recipe") is None
     assert seen.flag("--transformer-impl") == ["local"]
@@ -84,7 +91,9 @@ def test_nothing_is_loaded_or_saved_unless_asked():
 
 
 def run(tmp_path: Path, words=(), **variables: str):
-    seen = launch(words, CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path / "out put"), **variables)
+    seen = launch(
+        words, CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path / "out put"), **variables
+    )
     assert seen.status == 0, seen.stderr
     run_dir = Path(re.search(r"results (.*)", seen.stderr)[1])
     return seen, run_dir
@@ -99,10 +108,19 @@ def test_deepseek_v3_trains_with_all_its_parallelism(tmp_path: Path):
     assert losses[-1] < 0.8 * losses[0]
     assert "passed: loss " in seen.stderr
     names = {path.name for path in run_dir.iterdir()}
-    assert names >= {"job.sh", "arguments.yaml", "environment.yaml", "versions.yaml", "submission.yaml", "log"}
+    assert names >= {
+        "job.sh",
+        "arguments.yaml",
+        "environment.yaml",
+        "versions.yaml",
+        "submission.yaml",
+        "log",
+    }
     arguments = yaml.safe_load((run_dir / "arguments.yaml").read_text())["arguments"]
     assert arguments["--num-experts"] == {"values": ["8"], "origin": "SMOKE=1"}
-    assert arguments["--swiglu"]["origin"].startswith("model_configs/benchmarking/base/common.yaml:")
+    assert arguments["--swiglu"]["origin"].startswith(
+        "model_configs/benchmarking/base/common.yaml:"
+    )
     versions = yaml.safe_load((run_dir / "versions.yaml").read_text())
     assert versions["megatron-core"] == "0.19.2"
     assert versions["torch"].startswith("2.13.0")

@@ -27,7 +27,10 @@ def test_placeholders_stop_a_submission(tmp_path: Path):
     seen = launch(MODEL="DeepSeek-V3", OUTPUT_PATH=str(tmp_path / "out"))
     assert seen.status == 1
     assert len(seen.stderr.splitlines()) == 1
-    assert "template.conf still has placeholders for MEGATRON_PATH, CONTAINER_IMAGE, ACCOUNT" in seen.stderr
+    assert (
+        "template.conf still has placeholders for MEGATRON_PATH, CONTAINER_IMAGE, ACCOUNT"
+        in seen.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -57,14 +60,22 @@ def test_objections_stop_a_submission(tmp_path: Path):
 
 def test_output_path_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").touch()
-    seen = launch(MODEL="DeepSeek-V3", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path / "file" / "out"))
+    seen = launch(
+        MODEL="DeepSeek-V3", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path / "file" / "out")
+    )
     assert seen.status == 1
     assert seen.stderr.startswith("error: OUTPUT_PATH cannot be written: Not a directory: ")
     assert len(seen.stderr.splitlines()) == 1
 
 
 def test_missing_training_script(tmp_path: Path):
-    seen = launch(MODEL="DeepSeek-V3", CLUSTER="local", SMOKE="1", MEGATRON_PATH=str(tmp_path), OUTPUT_PATH=str(tmp_path / "out"))
+    seen = launch(
+        MODEL="DeepSeek-V3",
+        CLUSTER="local",
+        SMOKE="1",
+        MEGATRON_PATH=str(tmp_path),
+        OUTPUT_PATH=str(tmp_path / "out"),
+    )
     assert seen.status == 1
     assert "pretrain_gpt.py' (default: in MEGATRON_PATH) is not here" in seen.stderr
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,9 @@ ENVIRONMENT = {**os.environ, "MODEL": "DeepSeek-V3", "DRY_RUN": "1", "TIMESTAMP"
 
 def seconds(command: list[str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+    )
     return time.perf_counter() - start
 
 
@@ -34,7 +36,9 @@ def in_process(times: int) -> float:
         ["bash", "-c", 'exec() { env -0; exit; }; source "$0"', str(ROOT / "sbatch_benchmarking.sh")],
         env=ENVIRONMENT, capture_output=True, check=True,
     )  # fmt: skip
-    environ = dict(entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry)
+    environ = dict(
+        entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry
+    )
     start = time.perf_counter()
     for _ in range(times):
         job.render(job.build(settings.read(environ), [], environ))

@@ -1,0 +1,1 @@
+"""The only code that imports megatron: the training entry and the CPU device."""

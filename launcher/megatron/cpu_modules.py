@@ -1,0 +1,388 @@
+"""What Megatron's local modules lack without Transformer Engine, so that real jobs fit the CPU.
+
+Megatron's model specs for `--transformer-impl local` refuse or lack context parallelism, sequence
+parallel norms, the undivided MLA down projections, FusedAdam and the gated delta net. Each function
+below supplies one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from typing import Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch.optim.adam import adam
+
+
+def install() -> None:
+    """Import megatron.core and complete it for the CPU; `cpu_device.install` calls this."""
+    _provide_dataset_helper()
+    _provide_norms()
+    _provide_attention()
+    _provide_mla_projections()
+    _provide_recomputation()
+    _provide_adam()
+    _provide_gated_delta_net()
+    _skip_warm_up()
+
+
+def _provide_dataset_helper() -> None:
+    """Use the compiled dataset index helper of the installed wheel instead of running make."""
+    import megatron
+    import megatron.core.datasets as datasets
+    from megatron.core.datasets import utils
+
+    # A source checkout has no compiled helper; the wheel beside it has.
+    datasets.__path__.extend(f"{path}/core/datasets" for path in megatron.__path__)
+    with contextlib.suppress(ImportError):
+        import megatron.core.datasets.helpers_cpp
+
+        utils.compile_helpers = lambda: None
+
+
+def _provide_norms() -> None:
+    """Give torch's norms sequence parallelism and zero-centered weights, which Megatron refuses."""
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    WrappedTorchNorm.__new__ = staticmethod(_new_norm)
+
+
+class _ZeroCentered:
+    """A norm whose stored weight is its distance from 1 (`--apply-layernorm-1p`)."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters(recurse=False):
+            torch.nn.init.zeros_(parameter)
+
+
+class _ZeroCenteredRMSNorm(_ZeroCentered, torch.nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+
+
+class _ZeroCenteredLayerNorm(_ZeroCentered, torch.nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+_NORMS = {
+    ("RMSNorm", False): torch.nn.RMSNorm,
+    ("RMSNorm", True): _ZeroCenteredRMSNorm,
+    ("LayerNorm", False): torch.nn.LayerNorm,
+    ("LayerNorm", True): _ZeroCenteredLayerNorm,
+}
+
+
+def _new_norm(
+    cls: type, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any
+) -> torch.nn.Module:
+    """A torch norm for the configuration; KeyError for a normalization that torch lacks."""
+    norm = _NORMS[config.normalization, config.layernorm_zero_centered_gamma](hidden_size, eps=eps)
+    for parameter in norm.parameters():
+        # Each tensor rank sees a part of the sequence: Megatron sums the gradients of these.
+        parameter.sequence_parallel = config.sequence_parallel
+    return norm
+
+
+def _provide_attention() -> None:
+    """Give the local attention context parallelism, MLA's head sizes and torch's fast kernel."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    DotProductAttention.__init__ = _attention_init(DotProductAttention.__init__)
+    DotProductAttention.forward = _attention_forward(DotProductAttention.forward)
+
+
+def _attention_init(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def init(
+        self: Any,
+        config: Any,
+        *args: Any,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if config.softmax_type != "vanilla" or config.window_size is not None:
+            return original(self, config, *args, **kwargs)
+        alone = copy.copy(config)
+        alone.context_parallel_size = 1
+        original(self, alone, *args, **kwargs)
+        self.config = config
+        self.run_fused = True
+
+    return init
+
+
+def _attention_forward(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    from megatron.core import tensor_parallel
+    from megatron.core.transformer.enums import AttnMaskType
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        causal = (attn_mask_type or self.attn_mask_type) is AttnMaskType.causal
+        if not (getattr(self, "run_fused", False) and causal):
+            return original(self, query, key, value, attention_mask, attn_mask_type, **kwargs)
+        if kwargs.get("packed_seq_params") is not None:
+            raise NotImplementedError("packed sequences need Transformer Engine's attention")
+        mask = None
+        if self.config.context_parallel_size > 1:
+            key, value, mask = _gather_context(key, value, self.pg_collection.cp)
+        dropout = self.attention_dropout.p if self.training else 0.0
+        sequence, batch, heads, _ = query.shape
+        # Where the sequence is not split, dropout must differ between tensor ranks.
+        own_state = dropout > 0 and not self.config.sequence_parallel
+        fork = tensor_parallel.get_cuda_rng_tracker().fork
+        with fork() if own_state else contextlib.nullcontext():
+            context = F.scaled_dot_product_attention(
+                *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=heads != key.shape[2],
+            )
+        return context.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    return forward
+
+
+def _gather_context(
+    key: torch.Tensor, value: torch.Tensor, group: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values of the whole sequence, and which of them each local query may see.
+
+    Of 2n chunks of the sequence, rank r of n holds chunks r and 2n-1-r, in this order.
+    """
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+    both = torch.cat((key, value), dim=-1)
+    gathered = gather_from_sequence_parallel_region(both, group=group)
+    ranks, chunk = group.size(), key.shape[0] // 2
+    starts = torch.tensor([(rank, 2 * ranks - 1 - rank) for rank in range(ranks)]) * chunk
+    positions = starts[..., None] + torch.arange(chunk)
+    own = positions[group.rank()].reshape(-1, 1)
+    return (*gathered.split((key.shape[-1], value.shape[-1]), dim=-1), own >= positions.reshape(-1))
+
+
+class DuplicatedLinear(torch.nn.Module):
+    """A linear layer with its whole weight on every tensor rank, as MLA's down projections have."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: Any,
+        init_method: Callable[[torch.Tensor], Any],
+        bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        assert not bias, "a duplicated linear layer has no bias"
+        self.weight = torch.nn.Parameter(
+            torch.empty(output_size, input_size, dtype=config.params_dtype)
+        )
+        if config.perform_initialization:
+            init_method(self.weight)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return F.linear(x, self.weight), None
+
+    def backward_dw(self) -> None:
+        """Nothing is left to do: the weight's gradient comes with the input's."""
+
+
+def _provide_mla_projections() -> None:
+    """Have the local spec build MLA's down projections undivided, as Transformer Engine's does."""
+    from megatron.core.models.gpt import gpt_layer_specs
+    from megatron.core.transformer import multi_latent_attention
+
+    original = gpt_layer_specs.get_gpt_layer_local_submodules
+
+    @functools.wraps(original)
+    def get_gpt_layer_local_submodules(*args: Any, **kwargs: Any) -> Any:
+        layer = original(*args, **kwargs)
+        attention = layer.self_attention.submodules
+        if hasattr(attention, "linear_kv_down_proj"):
+            attention.linear_q_down_proj = attention.linear_kv_down_proj = DuplicatedLinear
+        return layer
+
+    gpt_layer_specs.get_gpt_layer_local_submodules = get_gpt_layer_local_submodules
+    # Megatron asks for a duplicated layer only where the class has this name.
+    multi_latent_attention.TELinear = DuplicatedLinear
+    _drop_unused_query_norm(multi_latent_attention.MLASelfAttention)
+
+
+def _drop_unused_query_norm(attention: Any) -> None:
+    """Leave out the query norm where queries are not compressed, as Transformer Engine does."""
+    from megatron.core.transformer.identity_op import IdentityOp
+
+    original = attention.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, config: Any, submodules: Any, *args: Any, **kwargs: Any) -> None:
+        if config.q_lora_rank is None:
+            submodules = copy.copy(submodules)
+            submodules.q_layernorm = IdentityOp
+        original(self, config, submodules, *args, **kwargs)
+
+    attention.__init__ = init
+
+
+def _provide_recomputation() -> None:
+    """Serve selective recomputation: no FP8 state, and no C++ extension to compile at run time."""
+    from megatron.core.tensor_parallel import random
+
+    class NoFP8:
+        """Transformer Engine's FP8 state, always off."""
+
+        is_fp8_enabled = staticmethod(lambda: False)
+
+    def no_context(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def share_storage(target: torch.Tensor, source: torch.Tensor) -> None:
+        # Below the tensor, as the extension does: autograd must not see a change.
+        storage = target.untyped_storage()
+        storage.resize_(source.untyped_storage().nbytes())
+        storage.copy_(source.untyped_storage())
+
+    random.FP8GlobalStateManager = NoFP8
+    random.activation_recompute_forward = random.fp8_autocast = no_context
+    random._get_share_storage = lambda: share_storage
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """Adam that counts its steps per group, the form in which Megatron saves and loads it.
+
+    torch's own keeps the count in each parameter's state, and the distributed optimizer cannot
+    load that back.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+        self.decoupled = adam_w_mode
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        self.state[parameter][name] = torch.zeros_like(parameter)
+            (beta1, beta2), states = group["betas"], [self.state[p] for p in parameters]
+            adam(
+                parameters,
+                [p.grad for p in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [torch.tensor(group["step"] - 1.0) for _ in parameters],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+                decoupled_weight_decay=self.decoupled,
+            )
+
+
+def _provide_adam() -> None:
+    """Stand in for the FusedAdam of Apex."""
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _skip_warm_up() -> None:
+    """Skip the warm-up of compiled fusions: there are none, and it would draw random numbers."""
+    from megatron.training import initialize
+
+    initialize._warmup_jit_function = lambda *args, **kwargs: None
+
+
+def _provide_gated_delta_net() -> None:
+    """Serve `--experimental-attention-variant gated_delta_net` with local layers and torch ops."""
+    from megatron.core.models.backends import LocalSpecProvider
+    from megatron.core.models.gpt import experimental_attention_variant_module_specs as specs
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.ssm.gated_delta_net import common, gdn
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+
+    class LocalBackend(LocalSpecProvider):
+        """The local modules, with a separate norm where Transformer Engine fuses it."""
+
+        def linear(self) -> type:
+            return DuplicatedLinear
+
+        def column_parallel_layer_norm_linear(self) -> type:
+            return ColumnParallelLinear
+
+    def self_attention(config: Any, backend: Any = None) -> Any:
+        layer = get_gpt_layer_local_spec(
+            qk_layernorm=config.qk_layernorm,
+            multi_latent_attention=config.multi_latent_attention,
+            normalization=config.normalization,
+            qk_l2_norm=config.qk_l2_norm,
+        )
+        layer.submodules.self_attention.metainfo["fuse_input_layernorm"] = False
+        return layer.submodules.self_attention
+
+    delta_net = specs.get_gated_delta_net_module_spec
+
+    def gated_delta_net(config: Any, backend: Any = None) -> Any:
+        attention = delta_net(config, backend)
+        attention.metainfo["fuse_input_layernorm"] = False
+        return attention
+
+    specs._get_backend_spec_provider = lambda config: LocalBackend()
+    specs._get_self_attention_module_spec = self_attention
+    specs.get_gated_delta_net_module_spec = gated_delta_net
+    # In place of the flash-linear-attention package, whose kernels are Triton.
+    common.HAVE_FLA = True
+    common.l2norm = lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+    gdn.causal_conv1d = _causal_conv1d
+    gdn.chunk_gated_delta_rule = common.torch_chunk_gated_delta_rule
+
+
+def _causal_conv1d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Depthwise convolution over [batch, sequence, channel] that sees no later token, then SiLU."""
+    channels, width = weight.shape
+    padded = F.pad(x.transpose(1, 2), (width - 1, 0))
+    return F.silu(F.conv1d(padded, weight[:, None], bias, groups=channels)).transpose(1, 2), None

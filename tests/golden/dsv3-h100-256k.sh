@@ -1,0 +1,174 @@
+#!/bin/bash
+#SBATCH --nodes=64
+#SBATCH --ntasks-per-node=8
+#SBATCH --account=YOUR_ACCOUNT
+#SBATCH --partition=YOUR_PARTITION
+#SBATCH --time=00:40:00
+#SBATCH --job-name=YOUR_ACCOUNT-moe-dsv3-h100-256k-260101_000000
+#SBATCH --dependency=singleton
+#SBATCH --output=/output/slurm_logs/%j.log
+#SBATCH --exclusive
+#
+# DeepSeek-V3: 512 ranks, TP64 PP8 EP32 CP1
+# Complete in itself: `sbatch job.sh` in its folder starts the same run again.
+# shellcheck disable=SC2016 # the quoted values reach Megatron as they are
+set -euo pipefail
+
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export NCCL_DEBUG=VERSION
+export NCCL_GRAPH_REGISTER=0
+export NCCL_NVLS_ENABLE=0
+export NVTE_ALLOW_NONDETERMINISTIC_ALGO=1
+export NVTE_BWD_LAYERNORM_SM_MARGIN=0
+export NVTE_FUSED_ATTN=1
+export NVTE_FWD_LAYERNORM_SM_MARGIN=0
+export NVTE_NORM_BWD_USE_CUDNN=1
+export NVTE_NORM_FWD_USE_CUDNN=1
+export PYTHONWARNINGS=ignore
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TORCH_NCCL_AVOID_RECORD_STREAMS=0
+export WANDB_MODE=disabled
+
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+ln -sfn "../../slurm_logs/$SLURM_JOB_ID.log" /output/runs/dsv3-h100-256k-260101_000000/log
+
+training_command=(
+  python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
+  --tensor-model-parallel-size 64
+  --pipeline-model-parallel-size 8
+  --expert-model-parallel-size 32
+  --expert-tensor-parallel-size 1
+  --context-parallel-size 1
+  --sequence-parallel
+  --use-distributed-optimizer
+  --distributed-timeout-minutes 60
+  --micro-batch-size 1
+  --global-batch-size 240
+  --seq-length 262144
+  --eval-iters 32
+  --data-cache-path /workspace/data_cache
+  --split '99,1,0'
+  --num-workers 6
+  --no-mmap-bin-files
+  --no-create-attention-mask-in-dataloader
+  --position-embedding-type rope
+  --normalization RMSNorm
+  --swiglu
+  --disable-bias-linear
+  --untie-embeddings-and-output-weights
+  --moe-grouped-gemm
+  --moe-permute-fusion
+  --attention-dropout 0.0
+  --hidden-dropout 0.0
+  --weight-decay 0.1
+  --clip-grad 1.0
+  --adam-beta1 0.9
+  --adam-beta2 0.95
+  --lr-decay-style cosine
+  --save /output/checkpoints
+  --save-interval 500
+  --auto-detect-ckpt-format
+  --dist-ckpt-strictness log_all
+  --log-interval 1
+  --log-throughput
+  --log-timers-to-tensorboard
+  --log-memory-to-tensorboard
+  --log-validation-ppl-to-tensorboard
+  --tensorboard-dir /output/tensorboard
+  --wandb-project moe-benchmarking-v0.19
+  --wandb-exp-name DeepSeek-V3-TP64PP8EP32CP1VPP4-MBS1GBS240-v0.19
+  --bf16
+  --transformer-impl transformer_engine
+  --train-samples 585937500
+  --eval-interval 200
+  --tokenizer-type HuggingFaceTokenizer
+  --multi-latent-attention
+  --kv-lora-rank 512
+  --qk-head-dim 128
+  --qk-pos-emb-head-dim 64
+  --v-head-dim 128
+  --kv-channels 128
+  --qk-layernorm
+  --norm-epsilon 1e-6
+  --rope-type yarn
+  --rotary-base 10000
+  --rotary-scaling-factor 40
+  --max-position-embeddings 262144
+  --moe-router-dtype fp32
+  --moe-router-load-balancing-type seq_aux_loss
+  --init-method-std 0.02
+  --lr-decay-samples 584765624
+  --no-check-for-nan-in-loss-and-grad
+  --overlap-grad-reduce
+  --overlap-param-gather
+  --exit-duration-in-mins 220
+  --hidden-size 7168
+  --ffn-hidden-size 18432
+  --q-lora-rank 1536
+  --mscale 1.0
+  --mscale-all-dim 1.0
+  --moe-ffn-hidden-size 2048
+  --moe-shared-expert-intermediate-size 2048
+  --moe-router-topk 8
+  --moe-router-score-function sigmoid
+  --moe-router-enable-expert-bias
+  --moe-router-bias-update-rate 1e-3
+  --moe-router-fusion
+  --lr 3.9e-6
+  --min-lr 3.9e-7
+  --lr-warmup-init 3.9e-7
+  --lr-warmup-samples 1536000
+  --no-save-optim
+  --no-load-optim
+  --no-load-rng
+  --logging-level 40
+  --cross-entropy-loss-fusion
+  --cross-entropy-fusion-impl native
+  --enable-experimental
+  --manual-gc
+  --manual-gc-interval 10
+  --tokenizer-model deepseek-ai/DeepSeek-V3
+  --vocab-size 129280
+  --make-vocab-size-divisible-by 1010
+  --num-layers 61
+  --num-attention-heads 128
+  --num-experts 256
+  --moe-layer-freq '([0]*3+[1]*58)'
+  --moe-router-num-groups 8
+  --moe-router-group-topk 4
+  --moe-router-topk-scaling-factor 2.5
+  --moe-aux-loss-coeff 1e-4
+  --optimizer-cpu-offload
+  --overlap-cpu-optimizer-d2h-h2d
+  --use-precision-aware-optimizer
+  --moe-token-dispatcher-type flex
+  --moe-flex-dispatcher-backend deepep
+  --fp8-recipe blockwise
+  --fp8-format e4m3
+  --main-grads-dtype fp32
+  --main-params-dtype fp32
+  --exp-avg-dtype bf16
+  --exp-avg-sq-dtype bf16
+  --moe-router-padding-for-quantization
+  --mock-data
+  --recompute-granularity selective
+  --recompute-modules mla_up_proj moe mlp layernorm
+  --pipeline-model-parallel-layout 'Et*2|(tt|)*22t|(tt|)*7mL'
+  --mtp-num-layers 1
+  --mtp-loss-scaling-factor 0.1
+)
+
+# Each task learns its rank from Slurm, then becomes the training command.
+srun \
+  --mpi=pmix \
+  --label \
+  --no-container-mount-home \
+  --container-image=YOUR_CONTAINER_IMAGE \
+  --container-mounts=YOUR_CONTAINER_MOUNTS \
+  --container-workdir=YOUR_MEGATRON_PATH \
+  bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
+    exec "$@"
+  ' task "${training_command[@]}"

@@ -1,0 +1,135 @@
+#!/bin/bash
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --account=YOUR_ACCOUNT
+#SBATCH --partition=YOUR_PARTITION
+#SBATCH --time=00:20:00
+#SBATCH --job-name=YOUR_ACCOUNT-moe-mixtral-8x22b-h100-balanced-260101_000000
+#SBATCH --dependency=singleton
+#SBATCH --output=/output/slurm_logs/%j.log
+#SBATCH --exclusive
+#
+# Mixtral-8x22B: 128 ranks, TP2 PP8 EP8 CP1
+# Complete in itself: `sbatch job.sh` in its folder starts the same run again.
+# shellcheck disable=SC2016 # the quoted values reach Megatron as they are
+set -euo pipefail
+
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export NCCL_GRAPH_REGISTER=0
+export NCCL_NVLS_ENABLE=0
+export NVTE_ALLOW_NONDETERMINISTIC_ALGO=1
+export NVTE_BWD_LAYERNORM_SM_MARGIN=0
+export NVTE_FWD_LAYERNORM_SM_MARGIN=0
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TORCH_NCCL_AVOID_RECORD_STREAMS=1
+export WANDB_MODE=disabled
+
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+ln -sfn "../../slurm_logs/$SLURM_JOB_ID.log" /output/runs/mixtral-8x22b-h100-balanced-260101_000000/log
+
+training_command=(
+  python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
+  --tensor-model-parallel-size 2
+  --pipeline-model-parallel-size 8
+  --expert-model-parallel-size 8
+  --expert-tensor-parallel-size 1
+  --context-parallel-size 1
+  --sequence-parallel
+  --use-distributed-optimizer
+  --distributed-timeout-minutes 60
+  --micro-batch-size 1
+  --global-batch-size 256
+  --seq-length 4096
+  --eval-iters 32
+  --data-cache-path /workspace/data_cache
+  --split '99,1,0'
+  --num-workers 6
+  --no-mmap-bin-files
+  --no-create-attention-mask-in-dataloader
+  --position-embedding-type rope
+  --normalization RMSNorm
+  --swiglu
+  --disable-bias-linear
+  --untie-embeddings-and-output-weights
+  --moe-grouped-gemm
+  --moe-permute-fusion
+  --attention-dropout 0.0
+  --hidden-dropout 0.0
+  --weight-decay 0.1
+  --clip-grad 1.0
+  --adam-beta1 0.9
+  --adam-beta2 0.95
+  --lr-decay-style cosine
+  --save /output/checkpoints
+  --save-interval 500
+  --auto-detect-ckpt-format
+  --dist-ckpt-strictness log_all
+  --log-interval 1
+  --log-throughput
+  --log-timers-to-tensorboard
+  --log-memory-to-tensorboard
+  --log-validation-ppl-to-tensorboard
+  --tensorboard-dir /output/tensorboard
+  --wandb-project moe-benchmarking-v0.19
+  --wandb-exp-name Mixtral-8x22B-TP2PP8EP8CP1VPP7-MBS1GBS256-v0.19
+  --bf16
+  --transformer-impl transformer_engine
+  --overlap-grad-reduce
+  --overlap-param-gather
+  --train-samples 268554688
+  --exit-duration-in-mins 230
+  --tokenizer-type NullTokenizer
+  --vocab-size 32000
+  --make-vocab-size-divisible-by 128
+  --group-query-attention
+  --num-query-groups 8
+  --kv-channels 128
+  --rotary-percent 1.0
+  --rotary-base 1000000
+  --norm-epsilon 1e-5
+  --num-experts 8
+  --moe-router-topk 2
+  --moe-router-load-balancing-type aux_loss
+  --moe-aux-loss-coeff 1e-2
+  --lr-decay-samples 255126953
+  --lr-warmup-samples 162761
+  --finetune
+  --no-ckpt-fully-parallel-save
+  --log-num-zeros-in-grad
+  --log-params-norm
+  --eval-interval 500
+  --num-layers 56
+  --hidden-size 6144
+  --ffn-hidden-size 16384
+  --num-attention-heads 48
+  --max-position-embeddings 65536
+  --moe-router-fusion
+  --init-method-std 0.008
+  --lr 1.2e-5
+  --min-lr 1.2e-6
+  --cross-entropy-loss-fusion
+  --cross-entropy-fusion-impl native
+  --enable-experimental
+  --manual-gc
+  --manual-gc-interval 50
+  --num-virtual-stages-per-pipeline-rank 7
+  --moe-token-dispatcher-type alltoall
+  --tp-comm-overlap
+  --mock-data
+  --moe-router-force-load-balancing
+)
+
+# Each task learns its rank from Slurm, then becomes the training command.
+srun \
+  --mpi=pmix \
+  --label \
+  --no-container-mount-home \
+  --container-image=YOUR_CONTAINER_IMAGE \
+  --container-mounts=YOUR_CONTAINER_MOUNTS \
+  --container-workdir=YOUR_MEGATRON_PATH \
+  bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
+    exec "$@"
+  ' task "${training_command[@]}"

@@ -1,0 +1,148 @@
+#!/bin/bash
+#SBATCH --nodes=32
+#SBATCH --ntasks-per-node=8
+#SBATCH --account=YOUR_ACCOUNT
+#SBATCH --partition=YOUR_PARTITION
+#SBATCH --time=00:20:00
+#SBATCH --job-name=YOUR_ACCOUNT-moe-qwen3-235b-h100-4k-260101_000000
+#SBATCH --dependency=singleton
+#SBATCH --output=/output/slurm_logs/%j.log
+#SBATCH --exclusive
+#
+# Qwen3-235B-A22B: 256 ranks, TP2 PP8 EP32 CP1
+# Complete in itself: `sbatch job.sh` in its folder starts the same run again.
+# shellcheck disable=SC2016 # the quoted values reach Megatron as they are
+set -euo pipefail
+
+export CUDA_DEVICE_MAX_CONNECTIONS=32
+export NCCL_GRAPH_REGISTER=0
+export NCCL_NVLS_ENABLE=0
+export NVTE_ALLOW_NONDETERMINISTIC_ALGO=1
+export NVTE_BWD_LAYERNORM_SM_MARGIN=24
+export NVTE_FWD_LAYERNORM_SM_MARGIN=24
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export WANDB_MODE=disabled
+
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+ln -sfn "../../slurm_logs/$SLURM_JOB_ID.log" /output/runs/qwen3-235b-h100-4k-260101_000000/log
+
+training_command=(
+  python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
+  --tensor-model-parallel-size 2
+  --pipeline-model-parallel-size 8
+  --expert-model-parallel-size 32
+  --expert-tensor-parallel-size 1
+  --context-parallel-size 1
+  --sequence-parallel
+  --use-distributed-optimizer
+  --distributed-timeout-minutes 220
+  --micro-batch-size 1
+  --global-batch-size 2048
+  --seq-length 4096
+  --eval-iters 32
+  --data-cache-path /workspace/data_cache
+  --split '99,1,0'
+  --num-workers 6
+  --no-mmap-bin-files
+  --no-create-attention-mask-in-dataloader
+  --position-embedding-type rope
+  --normalization RMSNorm
+  --swiglu
+  --disable-bias-linear
+  --untie-embeddings-and-output-weights
+  --moe-grouped-gemm
+  --moe-permute-fusion
+  --attention-dropout 0.0
+  --hidden-dropout 0.0
+  --weight-decay 0.1
+  --clip-grad 1.0
+  --adam-beta1 0.9
+  --adam-beta2 0.95
+  --lr-decay-style cosine
+  --save /output/checkpoints
+  --save-interval 100
+  --auto-detect-ckpt-format
+  --dist-ckpt-strictness log_all
+  --log-interval 1
+  --log-throughput
+  --log-timers-to-tensorboard
+  --log-memory-to-tensorboard
+  --log-validation-ppl-to-tensorboard
+  --tensorboard-dir /output/tensorboard
+  --wandb-project moe-benchmarking-v0.19
+  --wandb-exp-name Qwen3-235B-A22B-TP2PP8EP32CP1VPP4-MBS1GBS2048-v0.19
+  --bf16
+  --transformer-impl transformer_engine
+  --train-samples 268554688
+  --exit-duration-in-mins 230
+  --eval-interval 500
+  --tokenizer-type HuggingFaceTokenizer
+  --vocab-size 151936
+  --make-vocab-size-divisible-by 1187
+  --group-query-attention
+  --num-query-groups 4
+  --kv-channels 128
+  --rotary-percent 1.0
+  --rotary-base 1000000
+  --norm-epsilon 1e-6
+  --moe-router-load-balancing-type aux_loss
+  --lr 3.9e-6
+  --min-lr 3.9e-7
+  --lr-decay-samples 584765624
+  --lr-warmup-samples 1536000
+  --finetune
+  --qk-layernorm
+  --moe-router-dtype fp32
+  --moe-router-fusion
+  --moe-aux-loss-coeff 1e-3
+  --init-method-std 0.02
+  --cross-entropy-loss-fusion
+  --cross-entropy-fusion-impl native
+  --enable-experimental
+  --manual-gc
+  --manual-gc-interval 5
+  --account-for-embedding-in-pipeline-split
+  --account-for-loss-in-pipeline-split
+  --overlap-grad-reduce
+  --overlap-param-gather
+  --tokenizer-model Qwen/Qwen3-235B-A22B
+  --num-layers 94
+  --hidden-size 4096
+  --ffn-hidden-size 12288
+  --num-attention-heads 64
+  --max-position-embeddings 40960
+  --num-experts 128
+  --moe-router-topk 8
+  --moe-ffn-hidden-size 1536
+  --lr-warmup-init 3.9e-7
+  --no-load-optim
+  --no-load-rng
+  --logging-level 40
+  --num-virtual-stages-per-pipeline-rank 4
+  --moe-token-dispatcher-type flex
+  --moe-flex-dispatcher-backend deepep
+  --tp-comm-overlap
+  --delay-wgrad-compute
+  --overlap-moe-expert-parallel-comm
+  --mock-data
+  --recompute-granularity selective
+  --recompute-modules moe_act layernorm
+  --cuda-graph-impl transformer_engine
+  --cuda-graph-modules moe_router moe_preprocess
+  --moe-router-force-load-balancing
+)
+
+# Each task learns its rank from Slurm, then becomes the training command.
+srun \
+  --mpi=pmix \
+  --label \
+  --no-container-mount-home \
+  --container-image=YOUR_CONTAINER_IMAGE \
+  --container-mounts=YOUR_CONTAINER_MOUNTS \
+  --container-workdir=YOUR_MEGATRON_PATH \
+  bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
+    exec "$@"
+  ' task "${training_command[@]}"

@@ -1,0 +1,154 @@
+#!/bin/bash
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --account=YOUR_ACCOUNT
+#SBATCH --partition=YOUR_PARTITION
+#SBATCH --time=00:20:00
+#SBATCH --job-name=YOUR_ACCOUNT-moe-qwen3-next-80b-h100-4k-260101_000000
+#SBATCH --dependency=singleton
+#SBATCH --output=/output/slurm_logs/%j.log
+#SBATCH --exclusive
+#
+# Qwen3-Next-80B-A3B: 128 ranks, TP1 PP4 EP32 CP1
+# Complete in itself: `sbatch job.sh` in its folder starts the same run again.
+# shellcheck disable=SC2016 # the quoted values reach Megatron as they are
+set -euo pipefail
+
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export NCCL_DEBUG=VERSION
+export NCCL_NVLS_ENABLE=0
+export NVTE_ALLOW_NONDETERMINISTIC_ALGO=1
+export NVTE_BWD_LAYERNORM_SM_MARGIN=0
+export NVTE_FUSED_ATTN=1
+export NVTE_FWD_LAYERNORM_SM_MARGIN=0
+export NVTE_NORM_BWD_USE_CUDNN=1
+export NVTE_NORM_FWD_USE_CUDNN=1
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export WANDB_MODE=disabled
+
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+ln -sfn "../../slurm_logs/$SLURM_JOB_ID.log" /output/runs/qwen3-next-80b-h100-4k-260101_000000/log
+
+training_command=(
+  python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
+  --tensor-model-parallel-size 1
+  --pipeline-model-parallel-size 4
+  --expert-model-parallel-size 32
+  --expert-tensor-parallel-size 1
+  --context-parallel-size 1
+  --sequence-parallel
+  --use-distributed-optimizer
+  --distributed-timeout-minutes 60
+  --micro-batch-size 1
+  --global-batch-size 256
+  --seq-length 4096
+  --eval-iters 32
+  --data-cache-path /workspace/data_cache
+  --split '99,1,0'
+  --num-workers 6
+  --no-mmap-bin-files
+  --no-create-attention-mask-in-dataloader
+  --position-embedding-type rope
+  --normalization RMSNorm
+  --swiglu
+  --disable-bias-linear
+  --untie-embeddings-and-output-weights
+  --moe-grouped-gemm
+  --moe-permute-fusion
+  --attention-dropout 0.0
+  --hidden-dropout 0.0
+  --weight-decay 0.1
+  --clip-grad 1.0
+  --adam-beta1 0.9
+  --adam-beta2 0.95
+  --lr-decay-style cosine
+  --save /output/checkpoints
+  --save-interval 50
+  --auto-detect-ckpt-format
+  --dist-ckpt-strictness log_all
+  --log-interval 1
+  --log-throughput
+  --log-timers-to-tensorboard
+  --log-memory-to-tensorboard
+  --log-validation-ppl-to-tensorboard
+  --tensorboard-dir /output/tensorboard
+  --wandb-project moe-benchmarking-v0.19
+  --wandb-exp-name Qwen3-Next-80B-A3B-TP1PP4EP32CP1VPP3-MBS1GBS256-v0.19
+  --bf16
+  --transformer-impl transformer_engine
+  --train-samples 268554688
+  --exit-duration-in-mins 230
+  --eval-interval 500
+  --tokenizer-type HuggingFaceTokenizer
+  --vocab-size 151936
+  --make-vocab-size-divisible-by 1187
+  --group-query-attention
+  --num-query-groups 2
+  --kv-channels 256
+  --rotary-percent 0.25
+  --rotary-base 10000000
+  --norm-epsilon 1e-6
+  --moe-router-load-balancing-type aux_loss
+  --lr 1.2e-4
+  --min-lr 1.2e-5
+  --lr-decay-samples 255126953
+  --lr-warmup-samples 162761
+  --finetune
+  --log-num-zeros-in-grad
+  --log-params-norm
+  --qk-layernorm
+  --moe-router-dtype fp32
+  --moe-router-fusion
+  --moe-aux-loss-coeff 1e-3
+  --init-method-std 0.02
+  --cross-entropy-loss-fusion
+  --cross-entropy-fusion-impl native
+  --enable-experimental
+  --manual-gc
+  --manual-gc-interval 5
+  --tokenizer-model Qwen/Qwen3-Next-80B-A3B-Instruct
+  --num-layers 48
+  --hidden-size 2048
+  --ffn-hidden-size 5120
+  --num-attention-heads 16
+  --attention-output-gate
+  --apply-layernorm-1p
+  --max-position-embeddings 262144
+  --experimental-attention-variant gated_delta_net
+  --linear-attention-freq 4
+  --linear-conv-kernel-dim 4
+  --linear-key-head-dim 128
+  --linear-value-head-dim 128
+  --linear-num-key-heads 16
+  --linear-num-value-heads 32
+  --mtp-num-layers 1
+  --mtp-loss-scaling-factor 0.1
+  --num-experts 512
+  --moe-router-topk 10
+  --moe-ffn-hidden-size 512
+  --moe-shared-expert-intermediate-size 512
+  --moe-shared-expert-gate
+  --apply-wd-to-qk-layernorm
+  --num-virtual-stages-per-pipeline-rank 3
+  --moe-token-dispatcher-type flex
+  --moe-flex-dispatcher-backend deepep
+  --mock-data
+  --recompute-granularity selective
+  --recompute-modules moe_act shared_experts layernorm
+  --moe-router-force-load-balancing
+)
+
+# Each task learns its rank from Slurm, then becomes the training command.
+srun \
+  --mpi=pmix \
+  --label \
+  --no-container-mount-home \
+  --container-image=YOUR_CONTAINER_IMAGE \
+  --container-mounts=YOUR_CONTAINER_MOUNTS \
+  --container-workdir=YOUR_MEGATRON_PATH \
+  bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
+    exec "$@"
+  ' task "${training_command[@]}"
