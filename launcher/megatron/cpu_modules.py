@@ -25,7 +25,10 @@ def install() -> None:
     _provide_mla_projections()
     _provide_recomputation()
     _provide_adam()
-    _provide_gated_delta_net()
+    # Other releases arrange these two differently; a job that needs them there says so itself.
+    for provide in (_norm_uncompressed_query, _provide_gated_delta_net):
+        with contextlib.suppress(ImportError, AttributeError):
+            provide()
     _skip_warm_up()
 
 
@@ -222,14 +225,31 @@ def _provide_mla_projections() -> None:
     gpt_layer_specs.get_gpt_layer_local_submodules = get_gpt_layer_local_submodules
     # Megatron asks for a duplicated layer only where the class has this name.
     multi_latent_attention.TELinear = DuplicatedLinear
-    _drop_unused_query_norm(multi_latent_attention.MLASelfAttention)
 
 
-def _drop_unused_query_norm(attention: Any) -> None:
-    """Leave out the query norm where queries are not compressed, as Transformer Engine does."""
+def _norm_uncompressed_query() -> None:
+    """Without q LoRA, put the query's norm before its projection, as Transformer Engine does.
+
+    Megatron 0.19 then normalises the hidden state once more; the published DeepSeek-V2-Lite does
+    not. It is what a job on GPUs trains, so it is what runs here.
+    """
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
     from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention as attention
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
-    original = attention.__init__
+    class NormColumnParallelLinear(ColumnParallelLinear):
+        """A norm of the input, then the projection, as TELayerNormColumnParallelLinear."""
+
+        def __init__(self, input_size: int, output_size: int, *, config: Any, **kwargs: Any):
+            super().__init__(input_size, output_size, config=config, **kwargs)
+            self.norm = WrappedTorchNorm(config, input_size, eps=config.layernorm_epsilon)
+
+        def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(self.norm(input_), *args, **kwargs)
+
+    original, resolver_init = attention.__init__, QKNormConfigResolver.__init__
 
     @functools.wraps(original)
     def init(self: Any, config: Any, submodules: Any, *args: Any, **kwargs: Any) -> None:
@@ -238,7 +258,12 @@ def _drop_unused_query_norm(attention: Any) -> None:
             submodules.q_layernorm = IdentityOp
         original(self, config, submodules, *args, **kwargs)
 
-    attention.__init__ = init
+    @functools.wraps(resolver_init)
+    def with_fused_norm(self: Any, *args: Any, **kwargs: Any) -> None:
+        resolver_init(self, *args, **kwargs)
+        self.fused_norm_linear_impl = NormColumnParallelLinear
+
+    attention.__init__, QKNormConfigResolver.__init__ = init, with_fused_norm
 
 
 def _provide_recomputation() -> None:
