@@ -200,6 +200,12 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
         # Importing wandb takes seconds in every process, to record nothing.
         fitted.pop("--wandb-project", None)
         fitted.pop("--wandb-exp-name", None)
+    for name in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        # Their defaults lie in the home directory or /tmp.
+        environment = {
+            **environment,
+            name: (f"{settings.OUTPUT_PATH}/cache/{name.lower()}", "local"),
+        }
     if settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH:
         script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
         if not Path(script).is_file():

@@ -81,7 +81,7 @@ make_environment() {
     python=${TRAINING_PYTHONS[0]}
   fi
   [[ -x $target/bin/python ]] || "$uv" venv --quiet --python "$python" "$target"
-  say "installing into $target (once): ${wanted//$'\n'/ }"
+  say "installing into $target (once, about 5 GB): ${wanted//$'\n'/ }"
   rm -f "$target/installed"
   printf '%s\n' "$wanted" >"$target/wanted"
   "$uv" pip install --python "$target/bin/python" --requirement "$target/wanted" >&2 ||

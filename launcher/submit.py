@@ -98,24 +98,29 @@ def _run_here(job: Job) -> int:
         text=True,
         errors="replace",
     )
-    # Ctrl-C reaches torchrun too, which stops its ranks; kill reaches only this process.
-    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        process.terminate()  # torchrun stops its ranks
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     iterations: list[log.Iteration] = []
-    try:
-        with log_path.open("w", encoding="utf-8") as file:
-            for line in process.stdout or ():
-                file.write(line)
-                file.flush()
-                _progress(line, iterations)
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        status = 130
-    status = 128 - status if status < 0 else status
+    with log_path.open("w", encoding="utf-8") as file:
+        for line in process.stdout or ():
+            file.write(line)
+            file.flush()
+            _progress(line, iterations)
+    status = process.wait()
+    if stopped:
+        status = 128 + stopped[0]
+    elif status < 0:
+        status = 128 - status
     losses = [each.loss for each in iterations if each.loss is not None]
-    verdict, status = _verdict(job, status, losses)
+    verdict, status = ("interrupted", status) if stopped else _verdict(job, status, losses)
     run_directory.record(job, finished=time.strftime("%F %T"), status=status, verdict=verdict)
-    if status not in (0, 130):
+    if status != 0 and not stopped:
         print(_last_words(log_path), file=sys.stderr)
     print(f"{verdict}\n  results {job.run_dir}", file=sys.stderr)
     return status
@@ -139,8 +144,6 @@ def _progress(line: str, iterations: list[log.Iteration]) -> None:
 
 def _verdict(job: Job, status: int, losses: list[float]) -> tuple[str, int]:
     """Return one line on how the run ended, and its exit status; a smoke run must have learned."""
-    if status == 130:
-        return "interrupted", status
     if status != 0:
         return f"FAILED with exit status {status}", status
     if not losses:
