@@ -77,7 +77,7 @@ make_environment() {
   if ! python=$(find_python); then
     say "no Python ${TRAINING_PYTHONS[0]} on PATH or under pyenv; asking uv for one"
     "$uv" python install --no-bin "${TRAINING_PYTHONS[0]}" >&2 ||
-      fail "Megatron-Core needs Python ${TRAINING_PYTHONS[*]/%/ or}: install one (apt install python3.12, pyenv install 3.12, conda create python=3.12) and try again"
+      fail "Megatron-Core needs Python ${TRAINING_PYTHONS[0]} or ${TRAINING_PYTHONS[1]}: install one (apt install python3.12, pyenv install 3.12, conda create python=3.12) and try again"
     python=${TRAINING_PYTHONS[0]}
   fi
   [[ -x $target/bin/python ]] || "$uv" venv --quiet --python "$python" "$target"
