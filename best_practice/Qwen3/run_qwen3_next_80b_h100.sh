@@ -19,6 +19,10 @@ args=(
   --recompute-modules moe_act shared_experts layernorm
   --moe-router-force-load-balancing
 )
+# Release 0.19 refuses the published MTP layer beside gated delta nets; the dev branch builds it.
+if [[ ${MCORE_RELEASE_VERSION:-} == dev ]]; then
+  args+=(--mtp-num-layers 1 --mtp-loss-scaling-factor 0.1)
+fi
 
 zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"

@@ -52,7 +52,7 @@ AT_ONCE = 2
 HOPPER = (9, 0)
 # What a process needs of the environment that started this one; the rest is the job's.
 KEPT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
-_SUPPRESSED = "this judge failed"
+_OWN_FAULT = "this judge failed"
 
 
 @dataclass(frozen=True)
@@ -225,30 +225,38 @@ def judge(jobs: Iterable[Job], at_once: int = AT_ONCE) -> Iterator[Verdict]:
     """
     _prepare_megatron()
     unread = iter(jobs)
-    waiting: deque[tuple[_Case, Callable[..., Any], tuple]] = deque()
-    running: dict[Connection, tuple[_Case, int]] = {}
+    waiting: deque[_Task] = deque()
+    running: dict[Connection, tuple[_Task, int]] = {}
     while True:
         while len(running) < at_once:
             if not waiting:
                 job = next(unread, None)
                 if job is None:
                     break
-                waiting.append((_Case(job), _check, (job,)))
-            case, function, words = waiting.popleft()
-            if case.verdict.accepted:
-                case.unfinished += 1
-                connection, process = _fork(function, *words)
-                running[connection] = (case, process)
+                waiting.append(_Case(job).task(_check, job))
+            task = waiting.popleft()
+            if task.case.verdict.accepted:
+                connection, process = _fork(task.function, *task.words)
+                running[connection] = (task, process)
+            elif task.case.is_decided_by(task):
+                yield task.case.verdict
         if not running:
             return
         for connection in wait(list(running)):
-            case, process = running.pop(connection)
+            task, process = running.pop(connection)
             # A job's stages come before the next job, so that its verdict does not wait.
-            waiting.extendleft(
-                (case, _count, (case.job, rank)) for rank in case.take(connection, process)
-            )
-            if case.is_decided(case is next((entry[0] for entry in waiting), None)):
-                yield case.verdict
+            waiting.extendleft(task.case.take(connection, process))
+            if task.case.is_decided_by(task):
+                yield task.case.verdict
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What one forked process does for a job."""
+
+    case: _Case
+    function: Callable[..., dict]
+    words: tuple
 
 
 class _Case:
@@ -257,18 +265,26 @@ class _Case:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.verdict = Verdict(job.name)
-        self.unfinished = 0
+        self.unfinished: set[_Task] = set()
         self.started = time.monotonic()
 
-    def take(self, connection: Connection, process: int) -> list[int]:
-        """Take a process's reply into the verdict; return the pipeline ranks to build after it."""
+    def task(self, function: Callable[..., dict], *words: Any) -> _Task:
+        """Another task, without which there is no verdict."""
+        task = _Task(self, function, words)
+        self.unfinished.add(task)
+        return task
+
+    def take(self, connection: Connection, process: int) -> list[_Task]:
+        """Take a process's reply into the verdict; return what is to be done after it, last first.
+
+        Those are the pipeline stages to build, once all else is accepted.
+        """
         try:
             reply = connection.recv()
         except EOFError:
-            reply = {"refused_by": None, "message": f"{_SUPPRESSED}: a process died of it"}
+            reply = {"refused_by": None, "message": f"{_OWN_FAULT}: a process died of it"}
         connection.close()
         os.waitpid(process, 0)
-        self.unfinished -= 1
         if "message" in reply:
             if self.verdict.accepted:
                 self.verdict.accepted = False
@@ -281,14 +297,13 @@ class _Case:
             return []
         last = reply["pipeline_parallel"] - 1
         ranks = {"none": (), "ends": {last, 0}, "all": range(last + 1)}[self.job.build]
-        return sorted(ranks, reverse=True)
+        return [self.task(_count, self.job, rank) for rank in sorted(ranks, reverse=True)]
 
-    def is_decided(self, has_more: bool) -> bool:
-        """Whether no process works on the job and none will; stamps the verdict's seconds."""
-        if self.unfinished or (has_more and self.verdict.accepted):
-            return False
+    def is_decided_by(self, task: _Task) -> bool:
+        """Strike out a task; whether it was the last. Stamps the verdict's seconds."""
+        self.unfinished.remove(task)
         self.verdict.seconds = round(time.monotonic() - self.started, 2)
-        return True
+        return not self.unfinished
 
 
 def _fork(function: Callable[..., dict], *words: Any) -> tuple[Connection, int]:
@@ -300,6 +315,7 @@ def _fork(function: Callable[..., dict], *words: Any) -> tuple[Connection, int]:
         return receiver, process
     try:
         receiver.close()
+        gc.disable()  # a model is tens of thousands of modules, none of them garbage
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # verdicts alone are written to standard output
             os.dup2(nowhere, stream)
@@ -308,7 +324,7 @@ def _fork(function: Callable[..., dict], *words: Any) -> tuple[Connection, int]:
         except Refused as refusal:
             reply = dict(zip(("refused_by", "message"), refusal.args))
         except BaseException as error:
-            reply = {"refused_by": None, "message": f"{_SUPPRESSED}: {explain(error)}"}
+            reply = {"refused_by": None, "message": f"{_OWN_FAULT}: {explain(error)}"}
         sender.send(reply)
     finally:
         os._exit(0)
@@ -469,6 +485,8 @@ def replace(argv: Iterable[str]) -> list[str]:
 
 def _count(job: Job, pipeline_rank: int) -> dict[str, dict[str, int]]:
     """Build the model chunks of a pipeline stage's first rank and count their parameters."""
+    from megatron.training.argument_utils import gpt_config_from_args
+
     words = replace(job.argv)
     _become(job, 0, words)
     try:
@@ -484,17 +502,17 @@ def _count(job: Job, pipeline_rank: int) -> dict[str, dict[str, int]]:
     except Refused as refusal:
         # The job's own arguments were accepted up to here.
         raise RuntimeError(f"with replaced arguments, {': '.join(refusal.args)}") from refusal
+    config = gpt_config_from_args(args)  # fails where only the tokenizer knows the vocabulary
     with _stage("model"):
-        chunks = _build(args, job.own_training)
+        chunks = _build(args, config, job.own_training)
     return {"stage": {"pipeline_rank": pipeline_rank, **count(chunks)}}
 
 
-def _build(args: Any, own_training: bool) -> list[Any]:
-    """The model chunks of this rank on the meta device, by the builder that pretrain_gpt.py uses."""
+def _build(args: Any, config: Any, own_training: bool) -> list[Any]:
+    """Build this rank's model chunks on the meta device, as pretrain_gpt.py has them built."""
     import torch
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.training.argument_utils import gpt_config_from_args
     from megatron.training.models.gpt import GPTModelBuilder
 
     from launcher.megatron.gpt import allow_mtp_with_attention_variants
@@ -502,8 +520,8 @@ def _build(args: Any, own_training: bool) -> list[Any]:
     if own_training:
         allow_mtp_with_attention_variants()
     model_parallel_cuda_manual_seed(args.seed)
-    args.perform_initialization = False
-    builder = GPTModelBuilder(gpt_config_from_args(args))
+    config.transformer.perform_initialization = False
+    builder = GPTModelBuilder(config)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     virtual = args.virtual_pipeline_model_parallel_size
     torch.cuda.current_device = lambda: torch.device("meta")

@@ -122,8 +122,6 @@ training_command=(
   --linear-value-head-dim 128
   --linear-num-key-heads 16
   --linear-num-value-heads 32
-  --mtp-num-layers 1
-  --mtp-loss-scaling-factor 0.1
   --num-experts 512
   --moe-router-topk 10
   --moe-ffn-hidden-size 512

@@ -158,7 +158,7 @@ def test_everything_at_once_trains(train: Callable) -> None:
 
 
 @pytest.mark.slow
-def test_gated_delta_net_trains(train: Callable) -> None:
-    losses = train(*DELTA_NET, *TENSOR_AND_EXPERT, ranks=2).losses
+def test_gated_delta_net_trains_with_mtp(train: Callable) -> None:
+    losses = train(*DELTA_NET, *MTP, *TENSOR_AND_EXPERT, ranks=2).losses
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 4
