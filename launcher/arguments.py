@@ -31,7 +31,7 @@ class Argument:
 
 Arguments = Mapping[str, Argument]  # by flag, in the order of argv
 
-_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+_NUMBER = re.compile(r"-\d+$|-\d*\.\d+$")  # what argparse takes for a negative number
 _FLAG = re.compile(r"--[A-Za-z]")
 
 # A flag that is set takes these away from the layers below it: Megatron refuses the pair, or reads

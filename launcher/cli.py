@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher import job, model, settings, submit
 from launcher.errors import UsageError, did_you_mean
 from launcher.settings import LAYER_ORIGINS
-from launcher.summary import explain
+from launcher.summary import explain, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,14 @@ def _arguments(words: Sequence[str]) -> int:
     return 0
 
 
+def _plan(words: Sequence[str]) -> int:
+    """Print what the job is, whether it can work, and what it needs; status 1 if it cannot."""
+    described = job.build(_read("plan", words), words, os.environ)
+    print(summary(described))
+    print("\n".join(f"  assumed: {line}" for line in described.plan.assumptions()))
+    return 1 if described.objections else 0
+
+
 def _submit(words: Sequence[str]) -> int:
     """Submit the job, or preview it with DRY_RUN=1."""
     read = _read("submit", words)
@@ -71,7 +79,13 @@ def _submit(words: Sequence[str]) -> int:
     return 0 if not described.objections or read.FORCE else 1
 
 
-COMMANDS = {"submit": _submit, "arguments": _arguments, "settings": _settings, "help": _help}
+COMMANDS = {
+    "submit": _submit,
+    "plan": _plan,
+    "arguments": _arguments,
+    "settings": _settings,
+    "help": _help,
+}
 
 
 def _read(command: str, words: Sequence[str]) -> settings.Settings:

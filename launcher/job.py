@@ -16,6 +16,7 @@ import jinja2
 from launcher import knobs, local, model, releases, smoke
 from launcher.arguments import Arguments, argv, merge, parse, quote, split, value
 from launcher.errors import UsageError
+from launcher.plan.sheet import Plan, plan
 from launcher.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
 
 # A flag given outright speaks for its variable too, so that everything computed from it agrees.
@@ -46,6 +47,7 @@ class Job:
     tasks_per_node: int
     notes: tuple[str, ...]  # what the user should know
     objections: tuple[str, ...]  # why it cannot work
+    plan: Plan
 
     @property
     def world_size(self) -> int:
@@ -110,6 +112,10 @@ def build(
     run_dir = Path(settings.OUTPUT_PATH) / "runs" / folder
     if settings.PROFILE in ("1", "nsys"):
         program = (*_nsys(run_dir), *program)
+    planned = plan(arguments, nodes * tasks_per_node, settings.MCORE_RELEASE_VERSION, settings.GPU)
+    errors = [finding.message for finding in planned.findings if finding.severity == "error"]
+    if not errors:  # the sizes below are numbers only then
+        objections += _contradictions(settings, arguments, nodes * tasks_per_node)
     return Job(
         settings=settings,
         arguments=arguments,
@@ -120,7 +126,8 @@ def build(
         nodes=nodes,
         tasks_per_node=tasks_per_node,
         notes=tuple(notes),
-        objections=(*objections, *_contradictions(settings, arguments, nodes * tasks_per_node)),
+        objections=(*errors, *objections),
+        plan=planned,
     )
 
 

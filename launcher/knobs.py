@@ -240,7 +240,7 @@ def required_environment(settings: Settings, present: Arguments) -> Effect:
 
 
 def attention_variant(settings: Settings, present: Arguments) -> Effect:
-    """MTP beside an attention variant: no release's pretrain_gpt.py builds it, the dev branch does."""
+    """MTP beside an attention variant: only the dev branch's pretrain_gpt.py builds it."""
     variant = value(present, "--experimental-attention-variant")
     mtp = value(present, "--mtp-num-layers")
     theirs = bool(settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH)

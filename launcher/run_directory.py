@@ -1,6 +1,7 @@
 """The directory of one run: what was launched, with what, and what became of it.
 
 job.sh              the script, as submitted
+plan.txt            what was said of the job before it started
 arguments.yaml      every Megatron argument with the place that set it
 environment.yaml    the settings and the training processes' environment, without secrets
 versions.yaml       git commits (and whether dirty), megatron-core, torch
@@ -22,6 +23,7 @@ import yaml
 from launcher.errors import UsageError
 from launcher.job import Job
 from launcher.settings import FIELDS, SECRETS
+from launcher.summary import summary
 
 
 def create(path: Path) -> bool:
@@ -44,6 +46,7 @@ def create(path: Path) -> bool:
 def fill(job: Job, script: str) -> None:
     """Write everything that is known before the start."""
     write(job.run_dir / "job.sh", script)
+    write(job.run_dir / "plan.txt", summary(job) + "\n")
     (job.run_dir / "job.sh").chmod(0o755)
     arguments = {
         argument.flag: {"values": list(argument.values), "origin": argument.origin}

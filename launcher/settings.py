@@ -189,6 +189,7 @@ class Settings:
         SIZE,
         "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1",
     )
+    GPU: str | None = _setting("cluster", _choice("H100", "H200", "B200", "GB200", "GB300"), "what the memory estimate is held against")
     TASKS_PER_NODE: int | None = _setting(
         "cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1"
     )

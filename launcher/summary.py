@@ -5,12 +5,16 @@ from __future__ import annotations
 from launcher import local
 from launcher.arguments import quote, value
 from launcher.job import FLAG_OF, Job, placeholders
+from launcher.plan.sheet import sheet
+from launcher.plan.stages import virtual_stages
 
 
 def summary(job: Job) -> str:
     """Return the job in a few lines: what, where, batch arithmetic, notes and objections."""
     settings = job.settings
     sizes = {name: int(value(job.arguments, flag) or 1) for name, flag in FLAG_OF.items()}
+    if job.plan.shape:
+        sizes["VPP"] = virtual_stages(job.plan.shape)
     data_parallel = job.world_size / (sizes["TP"] * sizes["PP"] * sizes["CP"])
     micro_batches = sizes["GBS"] / (sizes["MBS"] * data_parallel)
     where = "this machine" if local.is_local(settings) else f"{settings.CLUSTER}: {job.nodes} nodes"
@@ -23,9 +27,15 @@ def summary(job: Job) -> str:
         + f" DP{data_parallel:g}; {settings.PR}; micro-batch {sizes['MBS']}, "
         + f"global batch {sizes['GBS']} = {micro_batches:g} micro-batches; "
         + f"sequence {sizes['SEQ_LEN']}",
+        *(f"  {line}" for line in sheet(job.plan, settings.GPU)),
         f"  run directory {job.run_dir}",
         *(f"  note: {note}" for note in job.notes),
         *(f"  warning: {line}" for line in placeholders(job)),
+        *(
+            f"  warning: {finding.message}"
+            for finding in job.plan.findings
+            if finding.severity == "warning"
+        ),
         *(f"  error: {objection}" for objection in job.objections),
     ]
     return "\n".join(lines)

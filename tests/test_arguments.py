@@ -9,8 +9,10 @@ from launcher.errors import UsageError
 
 
 def test_parse_keeps_order_values_and_the_last_of_a_repeated_flag():
-    found = parse(["--b", "1", "2", "--a", "--b", "3", "--c=x=y", "--d", "-1e-3"], "here")
-    assert argv(found) == ["--a", "--b", "3", "--c", "x=y", "--d", "-1e-3"]
+    found = parse(
+        ["--b", "1", "2", "--a", "--b", "3", "--c=x=y", "--d", "-1", "--e", "-1e-3"], "here"
+    )
+    assert argv(found) == ["--a", "--b", "3", "--c", "x=y", "--d", "-1", "--e=-1e-3"]
     assert found["--b"].origin == "here"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, STAMP, launch, preview
+from launching import ROOT, STAMP, launch, preview
 
 from launcher import model
 
@@ -96,13 +96,12 @@ def test_values_arrive_unchanged_and_are_not_executed(where: str, tmp_path: Path
 
 
 def test_flags_with_equals_repeats_and_negative_numbers():
-    seen = preview(
-        ["--lr=1e-5", "--seed", "1", "--seed", "2", "--foo", "-1", "--bar=-x", "--lr", "2e-5"]
-    )
+    words = "--lr=1e-5 --seed 1 --seed 2 --log-interval -1 --wandb-entity=-x --lr 2e-5"
+    seen = preview(words.split())
     assert seen.flag("--lr") == ["2e-5"]
     assert seen.flag("--seed") == ["2"]
-    assert seen.flag("--foo") == ["-1"]
-    assert "--bar=-x" in seen.command
+    assert seen.flag("--log-interval") == ["-1"]
+    assert "--wandb-entity=-x" in seen.command
 
 
 def test_order_of_precedence():

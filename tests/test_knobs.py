@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import launch, preview
+from launching import launch, preview
 
 
 def test_vpp():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 from launcher import model, settings
 

@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, launch
+from launching import ROOT, launch
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, launch, preview
+from launching import ROOT, launch, preview
 
 from launcher import layout, model
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from launching import ROOT
 
 TOOLS = Path(sys.executable).parent
 

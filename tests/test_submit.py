@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import launch
+from launching import launch
 
 from launcher import run_directory
 from launcher.report import log

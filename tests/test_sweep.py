@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import smoke_sweep
-from conftest import ROOT
+from launching import ROOT
 
 from launcher import model
 

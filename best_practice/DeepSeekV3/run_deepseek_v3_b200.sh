@@ -10,9 +10,9 @@ set -euo pipefail
 : "${NNODES:=32}" "${TP:=1}" "${PP:=8}" "${VPP:=2}" "${EP:=32}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=8192}" "${SEQ_LEN:=4096}"
 : "${PR:=mxfp8}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=dsv3-b200-4k}"
+: "${RUN_NAME:=dsv3-b200-4k}" "${GPU:=B200}"
 export MODEL=DeepSeek-V3 NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD RUN_NAME
+  OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

@@ -11,9 +11,9 @@ set -euo pipefail
 : "${NNODES:=32}" "${TP:=1}" "${PP:=4}" "${VPP:=4}" "${EP:=32}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=4096}" "${SEQ_LEN:=4096}"
 : "${PR:=mxfp8}" "${DISPATCHER:=hybridep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=dsv3-gb300-4k}"
+: "${RUN_NAME:=dsv3-gb300-4k}" "${GPU:=GB300}"
 export MODEL=DeepSeek-V3 GB200_CLUSTER SEGMENT NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR \
-  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME
+  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

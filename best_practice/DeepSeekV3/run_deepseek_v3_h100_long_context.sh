@@ -24,9 +24,9 @@ case $SEQ_LEN in
 esac
 
 : "${PP:=8}" "${VPP:=4}" "${EP:=32}" "${CP:=1}" "${MBS:=1}"
-: "${PR:=fp8}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=1}"
+: "${PR:=fp8}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=1}" "${GPU:=H100}"
 export MODEL=DeepSeek-V3 SEQ_LEN TP GBS NNODES RUN_NAME PP VPP EP CP MBS PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD
+  OPTIMIZER_OFFLOAD GPU
 
 args=(
   --recompute-granularity selective

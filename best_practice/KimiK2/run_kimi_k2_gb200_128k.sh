@@ -12,9 +12,9 @@ set -euo pipefail
 : "${NNODES:=32}" "${TP:=16}" "${PP:=2}" "${VPP:=16}" "${EP:=64}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=128}" "${SEQ_LEN:=131072}" "${PRETRAIN:=1}"
 : "${PR:=mxfp8}" "${DISPATCHER:=hybridep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=kimi-k2-gb200-128k}"
+: "${RUN_NAME:=kimi-k2-gb200-128k}" "${GPU:=GB200}"
 export MODEL=Kimi-K2 GB200_CLUSTER SEGMENT NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PRETRAIN PR \
-  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME
+  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

@@ -30,9 +30,9 @@ esac
 
 : "${NNODES:=16}" "${TP:=2}" "${PP:=8}" "${VPP:=7}" "${EP:=8}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=256}" "${SEQ_LEN:=4096}"
-: "${PR:=bf16}" "${DISPATCHER:=alltoall}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
+: "${PR:=bf16}" "${DISPATCHER:=alltoall}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}" "${GPU:=H100}"
 export MODEL=Mixtral-8x22B RUN_NAME NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER \
-  A2A_OVERLAP OPTIMIZER_OFFLOAD
+  A2A_OVERLAP OPTIMIZER_OFFLOAD GPU
 
 zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"

@@ -10,9 +10,9 @@ set -euo pipefail
 : "${NNODES:=16}" "${TP:=1}" "${PP:=4}" "${VPP:=24}" "${EP:=16}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=1024}" "${SEQ_LEN:=4096}"
 : "${PR:=bf16}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=1}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-235b-b200-4k}"
+: "${RUN_NAME:=qwen3-235b-b200-4k}" "${GPU:=B200}"
 export MODEL=Qwen3-235B-A22B NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD RUN_NAME
+  OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --moe-router-force-load-balancing

@@ -11,9 +11,9 @@ set -euo pipefail
 : "${NNODES:=32}" "${TP:=4}" "${PP:=4}" "${VPP:=12}" "${EP:=32}" "${CP:=4}"
 : "${MBS:=1}" "${GBS:=1024}" "${SEQ_LEN:=131072}"
 : "${PR:=mxfp8}" "${DISPATCHER:=hybridep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-235b-gb200-128k}"
+: "${RUN_NAME:=qwen3-235b-gb200-128k}" "${GPU:=GB200}"
 export MODEL=Qwen3-235B-A22B GB200_CLUSTER SEGMENT NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR \
-  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME
+  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

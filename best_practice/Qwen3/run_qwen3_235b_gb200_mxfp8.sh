@@ -12,9 +12,9 @@ set -euo pipefail
 : "${NNODES:=64}" "${TP:=1}" "${PP:=4}" "${VPP:=6}" "${EP:=64}" "${CP:=1}"
 : "${MBS:=3}" "${GBS:=3072}" "${SEQ_LEN:=4096}"
 : "${PR:=mxfp8}" "${DISPATCHER:=hybridep}" "${A2A_OVERLAP:=1}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-235b-gb200-4k-mxfp8}"
+: "${RUN_NAME:=qwen3-235b-gb200-4k-mxfp8}" "${GPU:=GB200}"
 export MODEL=Qwen3-235B-A22B GB200_CLUSTER SEGMENT NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR \
-  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME
+  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

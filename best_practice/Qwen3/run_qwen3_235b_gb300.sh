@@ -11,9 +11,9 @@ set -euo pipefail
 : "${NNODES:=16}" "${TP:=1}" "${PP:=1}" "${VPP:=1}" "${EP:=64}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=8192}" "${SEQ_LEN:=4096}"
 : "${PR:=mxfp8}" "${DISPATCHER:=hybridep}" "${A2A_OVERLAP:=1}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-235b-gb300-4k}"
+: "${RUN_NAME:=qwen3-235b-gb300-4k}" "${GPU:=GB300}"
 export MODEL=Qwen3-235B-A22B GB200_CLUSTER SEGMENT NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR \
-  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME
+  DISPATCHER A2A_OVERLAP OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --cuda-graph-impl transformer_engine

@@ -10,9 +10,9 @@ set -euo pipefail
 : "${NNODES:=32}" "${TP:=2}" "${PP:=8}" "${VPP:=4}" "${EP:=32}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=2048}" "${SEQ_LEN:=4096}"
 : "${PR:=bf16}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=1}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-235b-h100-4k}"
+: "${RUN_NAME:=qwen3-235b-h100-4k}" "${GPU:=H100}"
 export MODEL=Qwen3-235B-A22B NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD RUN_NAME
+  OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

@@ -24,9 +24,9 @@ esac
 
 : "${NNODES:=32}" "${TP:=4}" "${PP:=8}" "${VPP:=4}" "${EP:=8}"
 : "${MBS:=1}" "${GBS:=256}"
-: "${PR:=bf16}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
+: "${PR:=bf16}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}" "${GPU:=H100}"
 export MODEL=Qwen3-235B-A22B SEQ_LEN CP RUN_NAME NNODES TP PP VPP EP MBS GBS PR DISPATCHER \
-  A2A_OVERLAP OPTIMIZER_OFFLOAD
+  A2A_OVERLAP OPTIMIZER_OFFLOAD GPU
 
 args=(
   --recompute-granularity selective

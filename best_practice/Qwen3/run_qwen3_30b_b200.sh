@@ -10,9 +10,9 @@ set -euo pipefail
 : "${NNODES:=1}" "${TP:=1}" "${PP:=1}" "${VPP:=1}" "${EP:=8}" "${CP:=1}"
 : "${MBS:=4}" "${GBS:=256}" "${SEQ_LEN:=4096}"
 : "${PR:=bf16}" "${DISPATCHER:=alltoall}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-30b-b200-1node}"
+: "${RUN_NAME:=qwen3-30b-b200-1node}" "${GPU:=B200}"
 export MODEL=Qwen3-30B-A3B NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD RUN_NAME
+  OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

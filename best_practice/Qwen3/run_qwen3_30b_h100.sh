@@ -24,9 +24,9 @@ esac
 
 : "${NNODES:=4}" "${TP:=1}" "${PP:=1}" "${VPP:=1}" "${EP:=8}" "${CP:=1}"
 : "${GBS:=256}" "${SEQ_LEN:=4096}"
-: "${PR:=bf16}" "${DISPATCHER:=alltoall}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
+: "${PR:=bf16}" "${DISPATCHER:=alltoall}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}" "${GPU:=H100}"
 export MODEL=Qwen3-30B-A3B MBS RUN_NAME NNODES TP PP VPP EP CP GBS SEQ_LEN PR DISPATCHER \
-  A2A_OVERLAP OPTIMIZER_OFFLOAD
+  A2A_OVERLAP OPTIMIZER_OFFLOAD GPU
 
 zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"

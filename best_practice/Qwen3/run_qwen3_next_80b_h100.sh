@@ -10,9 +10,9 @@ set -euo pipefail
 : "${NNODES:=16}" "${TP:=1}" "${PP:=4}" "${VPP:=3}" "${EP:=32}" "${CP:=1}"
 : "${MBS:=1}" "${GBS:=256}" "${SEQ_LEN:=4096}"
 : "${PR:=bf16}" "${DISPATCHER:=deepep}" "${A2A_OVERLAP:=0}" "${OPTIMIZER_OFFLOAD:=0}"
-: "${RUN_NAME:=qwen3-next-80b-h100-4k}"
+: "${RUN_NAME:=qwen3-next-80b-h100-4k}" "${GPU:=H100}"
 export MODEL=Qwen3-Next-80B-A3B NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER A2A_OVERLAP \
-  OPTIMIZER_OFFLOAD RUN_NAME
+  OPTIMIZER_OFFLOAD RUN_NAME GPU
 
 args=(
   --recompute-granularity selective

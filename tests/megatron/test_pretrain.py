@@ -77,6 +77,8 @@ def test_training_script_runs_as_python_runs_it(tmp_path: Path, status: int) -> 
         **os.environ,
         "TRAINING_SCRIPT_PATH": str(script),
         "MEGATRON_PATH": str(megatron),
+        # The installed megatron's own, said when Python first compiles a file.
+        "PYTHONWARNINGS": "ignore::SyntaxWarning",
     }
     process = subprocess.run(
         [sys.executable, str(PRETRAIN), str(status), "--flag"],

@@ -1,0 +1,419 @@
+"""A job's model, parallel sizes and training settings, read once from its Megatron arguments.
+
+Defaults are those of Megatron's parser and of validate_args (megatron/training/arguments.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.arguments import Arguments, value
+from launcher.layout import layer_pattern
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Self-attention of a standard layer: grouped-query, or multi-latent where `latent`."""
+
+    heads: int
+    query_groups: int  # key-value heads; equal to `heads` without --group-query-attention
+    head_dim: int  # of queries, keys and values (--kv-channels); sizes nothing with `latent`
+    output_gate: bool
+    qkv_bias: bool
+    qk_norm: bool
+    latent: bool
+    q_rank: int | None  # of the compressed queries; None where they are not compressed
+    kv_rank: int
+    qk_dim: int  # of a latent head, without its positional part
+    rope_dim: int  # the positional part, one for all heads on the key side
+    v_dim: int
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Gated delta net (--experimental-attention-variant gated_delta_net)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int  # a head
+    value_dim: int  # a head
+    kernel: int  # taps of the causal convolution
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads, which is also that of the queries."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all value heads."""
+        return self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts of an MoE layer."""
+
+    count: int
+    top_k: int
+    ffn: int  # intermediate width of one routed expert
+    shared_ffn: int  # intermediate width of all shared experts together; 0 without them
+    shared_gate: bool
+    latent: int | None  # width in which routed experts work, if not the hidden size
+    capacity_factor: float | None  # tokens kept an expert, of its even share; None drops nothing
+    balanced: bool  # --moe-router-force-load-balancing: every expert gets its even share
+
+
+@dataclass(frozen=True)
+class Model:
+    """Dimensions, in elements, and counts; nothing of it depends on the parallelism."""
+
+    layers: int  # decoder layers, MTP's not among them
+    hidden: int
+    ffn: int  # intermediate width of a dense layer
+    gated: bool  # SwiGLU: two input matrices in every feed-forward network
+    linear_bias: bool
+    norm_bias: bool  # LayerNorm; RMSNorm has none
+    attention: Attention
+    linear_attention: LinearAttention | None
+    experts: Experts | None
+    moe: tuple[bool, ...]  # by decoder layer
+    linear: tuple[bool, ...]  # by decoder layer: whether its attention is linear
+    mtp: int  # multi-token prediction depth
+    mtp_built: int  # layers that exist for it; one where the layer is repeated
+    vocabulary: int  # rows of the embedding, padding included
+    positions: int  # rows of a learned position embedding; 0 with rotary positions
+    tied: bool  # the output layer is the embedding
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Sizes of the process groups."""
+
+    world: int
+    tensor: int
+    pipeline: int
+    context: int
+    expert: int
+    expert_tensor: int
+    sequence: bool  # sequence parallelism; Megatron switches it off at TP1
+
+    @property
+    def data(self) -> int:
+        """Replicas of the dense parameters that read different sequences."""
+        return max(1, self.world // (self.tensor * self.pipeline * self.context))
+
+    @property
+    def dense_shards(self) -> int:
+        """Ranks over which the distributed optimizer spreads dense parameters: DP times CP."""
+        return self.data * self.context
+
+    @property
+    def expert_data(self) -> int:
+        """Replicas of the expert parameters, over which their optimizer states are spread."""
+        return max(1, self.world // (self.expert_tensor * self.expert * self.pipeline))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What decides which layers a pipeline stage has, as the arguments state it."""
+
+    layout: str | None
+    virtual: int | None  # --num-virtual-stages-per-pipeline-rank
+    layers_per_chunk: int | None  # --num-layers-per-virtual-pipeline-stage
+    first: int | None  # layers of the first stage
+    last: int | None
+    account_embedding: bool
+    account_loss: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    """Batch, precision, recomputation and optimizer: what memory depends on besides the sizes."""
+
+    micro_batch: int  # sequences
+    global_batch: int  # sequences
+    sequence: int  # tokens
+    group_size: int | None  # --microbatch-group-size-per-virtual-pipeline-stage
+    weight_bytes: int  # of a parameter outside FP8: 2 or 4
+    fp8: str | None  # recipe, or None in BF16
+    fp8_parameters: bool  # --fp8-param-gather: FP8 weights are the only ones
+    reuse_grad_buffer: bool  # MXFP8 parameters are gathered in the gradients' buffer
+    gradient_bytes: int  # of a gradient as accumulated
+    distributed_optimizer: bool
+    precision_aware: bool
+    main_gradient_bytes: int
+    main_parameter_bytes: int
+    first_moment_bytes: int
+    second_moment_bytes: int
+    offloaded: float  # share of the optimizer that is on the CPU, 0 to 1
+    states_offloaded: bool  # optimizer states go to the CPU between steps
+    recompute: str | None  # "full", "selective" or None
+    recompute_method: str | None
+    recompute_layers: int
+    recompute_modules: frozenset[str]
+    activations_offloaded: frozenset[str]  # --offload-modules
+    overlap_experts: bool  # --overlap-moe-expert-parallel-comm
+    graph_modules: frozenset[str]  # --cuda-graph-modules, where graphs are on
+    dispatcher: str  # "allgather", "alltoall", "deepep" or "hybridep"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that the plan computes from."""
+
+    model: Model
+    parallel: Parallel
+    split: Split
+    training: Training
+
+
+def read(arguments: Arguments, world_size: int) -> Shape:
+    """Return the shape of a job. Raises ValueError where an argument is missing or no number."""
+    parallel = _parallel(arguments, world_size)
+    return Shape(
+        _model(arguments, parallel.tensor),
+        parallel,
+        _split(arguments),
+        _training(arguments, parallel),
+    )
+
+
+def _integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
+    text = value(arguments, flag)
+    if text is None:
+        if default is None:
+            raise ValueError(f"{flag} is not set")
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{flag} {text} is no whole number") from None
+
+
+def _optional(arguments: Arguments, flag: str) -> int | None:
+    return _integer(arguments, flag) if value(arguments, flag) is not None else None
+
+
+def _positive(arguments: Arguments, flag: str, default: int | None = None) -> int:
+    number = _integer(arguments, flag, default)
+    if number < 1:
+        raise ValueError(f"{flag} {number} is below 1")
+    return number
+
+
+def _words(arguments: Arguments, *flags: str) -> frozenset[str]:
+    return frozenset(word for flag in flags if flag in arguments for word in arguments[flag].values)
+
+
+def _parallel(arguments: Arguments, world_size: int) -> Parallel:
+    tensor = _positive(arguments, "--tensor-model-parallel-size", 1)
+    return Parallel(
+        world=world_size,
+        tensor=tensor,
+        pipeline=_positive(arguments, "--pipeline-model-parallel-size", 1),
+        context=_positive(arguments, "--context-parallel-size", 1),
+        expert=_positive(arguments, "--expert-model-parallel-size", 1),
+        expert_tensor=_positive(arguments, "--expert-tensor-parallel-size", tensor),
+        sequence="--sequence-parallel" in arguments and tensor > 1,
+    )
+
+
+def _split(arguments: Arguments) -> Split:
+    return Split(
+        layout=value(arguments, "--pipeline-model-parallel-layout"),
+        virtual=_optional(arguments, "--num-virtual-stages-per-pipeline-rank"),
+        layers_per_chunk=_optional(arguments, "--num-layers-per-virtual-pipeline-stage"),
+        first=_optional(arguments, "--decoder-first-pipeline-num-layers"),
+        last=_optional(arguments, "--decoder-last-pipeline-num-layers"),
+        account_embedding="--account-for-embedding-in-pipeline-split" in arguments,
+        account_loss="--account-for-loss-in-pipeline-split" in arguments,
+    )
+
+
+def _model(arguments: Arguments, tensor: int) -> Model:
+    layers = _positive(arguments, "--num-layers")
+    hidden = _positive(arguments, "--hidden-size")
+    gated = "--swiglu" in arguments
+    ffn = _positive(
+        arguments, "--ffn-hidden-size", 8 * hidden // 3 // 64 * 64 if gated else 4 * hidden
+    )
+    experts = _experts(arguments, ffn)
+    mtp = _integer(arguments, "--mtp-num-layers", 0)
+    learned = value(arguments, "--position-embedding-type") in (None, "learned_absolute")
+    return Model(
+        layers=layers,
+        hidden=hidden,
+        ffn=ffn,
+        gated=gated,
+        linear_bias="--disable-bias-linear" not in arguments,
+        norm_bias=value(arguments, "--normalization") != "RMSNorm",
+        attention=_attention(arguments, hidden),
+        linear_attention=_linear_attention(arguments),
+        experts=experts,
+        moe=_moe_pattern(arguments, layers) if experts else (False,) * layers,
+        linear=_linear_pattern(arguments, layers),
+        mtp=mtp,
+        mtp_built=min(mtp, 1) if "--mtp-use-repeated-layer" in arguments else mtp,
+        vocabulary=_vocabulary(arguments, tensor),
+        positions=_integer(arguments, "--max-position-embeddings", 0) if learned else 0,
+        tied="--untie-embeddings-and-output-weights" not in arguments,
+    )
+
+
+def _attention(arguments: Arguments, hidden: int) -> Attention:
+    heads = _positive(arguments, "--num-attention-heads")
+    grouped = "--group-query-attention" in arguments
+    return Attention(
+        heads=heads,
+        query_groups=_positive(arguments, "--num-query-groups", 1) if grouped else heads,
+        head_dim=_positive(arguments, "--kv-channels", max(1, hidden // heads)),
+        output_gate="--attention-output-gate" in arguments,
+        qkv_bias="--add-qkv-bias" in arguments or "--disable-bias-linear" not in arguments,
+        qk_norm="--qk-layernorm" in arguments,
+        latent="--multi-latent-attention" in arguments,
+        q_rank=_optional(arguments, "--q-lora-rank"),
+        kv_rank=_positive(arguments, "--kv-lora-rank", 32),
+        qk_dim=_positive(arguments, "--qk-head-dim", 128),
+        rope_dim=_integer(arguments, "--qk-pos-emb-head-dim", 64),
+        v_dim=_positive(arguments, "--v-head-dim", 128),
+    )
+
+
+def _linear_attention(arguments: Arguments) -> LinearAttention | None:
+    if value(arguments, "--experimental-attention-variant") != "gated_delta_net":
+        return None
+    return LinearAttention(
+        key_heads=_positive(arguments, "--linear-num-key-heads", 16),
+        value_heads=_positive(arguments, "--linear-num-value-heads", 32),
+        key_dim=_positive(arguments, "--linear-key-head-dim", 128),
+        value_dim=_positive(arguments, "--linear-value-head-dim", 128),
+        kernel=_positive(arguments, "--linear-conv-kernel-dim", 4),
+    )
+
+
+def _experts(arguments: Arguments, ffn: int) -> Experts | None:
+    count = _optional(arguments, "--num-experts")
+    if count is None:
+        return None
+    capacity = value(arguments, "--moe-expert-capacity-factor")
+    return Experts(
+        count=count,
+        top_k=_positive(arguments, "--moe-router-topk", 2),
+        ffn=_positive(arguments, "--moe-ffn-hidden-size", ffn),
+        shared_ffn=_integer(arguments, "--moe-shared-expert-intermediate-size", 0),
+        shared_gate="--moe-shared-expert-gate" in arguments,
+        latent=_optional(arguments, "--moe-latent-size"),
+        capacity_factor=float(capacity) if capacity and float(capacity) > 0 else None,
+        balanced="--moe-router-force-load-balancing" in arguments,
+    )
+
+
+def _moe_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
+    text = value(arguments, "--moe-layer-freq") or "1"
+    if text.isdigit() and not int(text):
+        raise ValueError("--moe-layer-freq 0 is below 1")
+    pattern = layer_pattern(text, layers)
+    if len(pattern) != layers:
+        raise ValueError(
+            f"--moe-layer-freq describes {len(pattern)} layers, the model has {layers}"
+        )
+    return tuple(map(bool, pattern))
+
+
+def _linear_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
+    """Read --linear-attention-freq: N makes every N-th layer a standard one, others linear."""
+    text = value(arguments, "--linear-attention-freq")
+    if text is None or value(arguments, "--experimental-attention-variant") != "gated_delta_net":
+        return (False,) * layers
+    if text.isdigit() and int(text):
+        return tuple((layer + 1) % int(text) != 0 for layer in range(layers))
+    pattern = [] if text.isdigit() else layer_pattern(text, layers)
+    if len(pattern) != layers:
+        raise ValueError(
+            f"--linear-attention-freq describes {len(pattern)} layers, the model has {layers}"
+        )
+    return tuple(map(bool, pattern))
+
+
+def _vocabulary(arguments: Arguments, tensor: int) -> int:
+    """Pad as vocab_size_with_padding does (core/tokenizers/utils/build_tokenizer.py)."""
+    padded = _optional(arguments, "--padded-vocab-size")
+    if padded is not None:
+        return padded
+    multiple = _positive(arguments, "--make-vocab-size-divisible-by", 128) * tensor
+    return math.ceil(_positive(arguments, "--vocab-size") / multiple) * multiple
+
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+
+
+def _bytes(arguments: Arguments, flag: str) -> int:
+    name = value(arguments, flag) or "fp32"
+    if name not in _BYTES:
+        raise ValueError(f"{flag} {name} is none of {', '.join(_BYTES)}")
+    return _BYTES[name]
+
+
+def _training(arguments: Arguments, parallel: Parallel) -> Training:
+    half = "--bf16" in arguments or "--fp16" in arguments
+    fp8 = "--fp8-format" in arguments
+    selective = "--recompute-activations" in arguments
+    recompute = value(arguments, "--recompute-granularity") or ("selective" if selective else None)
+    modules = _words(arguments, "--recompute-modules")
+    micro_batch = _positive(arguments, "--micro-batch-size", 1)
+    offload = "--optimizer-cpu-offload" in arguments
+    graphs = value(arguments, "--cuda-graph-impl") not in (None, "none")
+    main_gradients = _bytes(arguments, "--main-grads-dtype")
+    # validate_args: BF16 gradients are accumulated in FP32 unless something says otherwise.
+    full = main_gradients == 4 and "--grad-reduce-in-bf16" not in arguments
+    return Training(
+        micro_batch=micro_batch,
+        global_batch=_positive(arguments, "--global-batch-size", micro_batch * parallel.data),
+        sequence=_positive(arguments, "--seq-length", 4096),
+        group_size=_optional(arguments, "--microbatch-group-size-per-virtual-pipeline-stage"),
+        weight_bytes=2 if half else 4,
+        fp8=(value(arguments, "--fp8-recipe") or "delayed") if fp8 else None,
+        fp8_parameters=fp8 and "--fp8-param-gather" in arguments,
+        reuse_grad_buffer="--reuse-grad-buf-for-mxfp8-param-ag" in arguments,
+        gradient_bytes=4 if full or not half else 2,
+        distributed_optimizer="--use-distributed-optimizer" in arguments,
+        precision_aware="--use-precision-aware-optimizer" in arguments,
+        main_gradient_bytes=main_gradients,
+        main_parameter_bytes=_bytes(arguments, "--main-params-dtype"),
+        first_moment_bytes=_bytes(arguments, "--exp-avg-dtype"),
+        second_moment_bytes=_bytes(arguments, "--exp-avg-sq-dtype"),
+        offloaded=float(value(arguments, "--optimizer-offload-fraction") or 1) if offload else 0.0,
+        states_offloaded=bool(
+            {"--offload-optimizer-states", "--chunked-optimizer-state-offload"} & arguments.keys()
+        ),
+        recompute=recompute,
+        recompute_method=value(arguments, "--recompute-method"),
+        recompute_layers=_positive(arguments, "--recompute-num-layers", 1),
+        # TransformerConfig: selective without a list means the core of attention.
+        recompute_modules=(modules or frozenset({"core_attn"}))
+        if recompute == "selective"
+        else frozenset(),
+        activations_offloaded=_offloaded_modules(arguments),
+        overlap_experts="--overlap-moe-expert-parallel-comm" in arguments,
+        graph_modules=_words(arguments, "--cuda-graph-modules", "--cuda-graph-scope")
+        if graphs
+        else frozenset(),
+        dispatcher=_dispatcher(arguments),
+    )
+
+
+def _offloaded_modules(arguments: Arguments) -> frozenset[str]:
+    if "--fine-grained-activation-offloading" not in arguments:
+        return frozenset()
+    modules = _words(arguments, "--offload-modules")
+    # Transformer Engine's fused expert network is sent away whole.
+    return modules | {"expert_fc1", "moe_act"} if "fused_group_mlp" in modules else modules
+
+
+def _dispatcher(arguments: Arguments) -> str:
+    kind = value(arguments, "--moe-token-dispatcher-type") or "allgather"
+    if kind != "flex":
+        return kind
+    return value(arguments, "--moe-flex-dispatcher-backend") or "deepep"

@@ -1,0 +1,259 @@
+"""GPU memory of each pipeline rank."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from test_parameters import JOBS, RECIPES, shape_of
+
+from launcher.plan import memory, parameters, stages
+from launcher.plan.parameters import Count
+from launcher.plan.stages import Layer
+
+MOE = Layer(10, moe=True, linear=False, mtp=False)
+DENSE = Layer(0, moe=False, linear=False, mtp=False)
+GPUS = {name: next((gpu for gpu in ("GB300", "GB200", "B200") if f"-{gpu.lower()}-" in name), "H100") for name in RECIPES}  # fmt: skip
+SELECTIVE = ("--recompute-granularity", "selective", "--recompute-modules")
+FULL = ("--recompute-granularity", "full", "--recompute-method")
+
+
+def ranks(name: str, *further: str, imbalance: float | None = None) -> tuple[memory.Rank, ...]:
+    shape = shape_of(name, *further)
+    return memory.ranks(shape, stages.split(shape), imbalance)
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"kimi-k2-gb200-128k"}))
+def test_published_recipe_fits_its_gpu(name):
+    assert memory.room(ranks(name), GPUS[name]) > 0
+
+
+def test_kimi_k2_needs_the_offload_of_states_that_only_the_dev_branch_has():
+    assert -8 < memory.room(ranks("kimi-k2-gb200-128k"), "GB200") < 0
+    offloaded = ranks("kimi-k2-gb200-128k", "--offload-optimizer-states")
+    assert memory.room(offloaded, "GB200") > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [  # recipes that would not fit without what they do about it
+        ("dsv3-h100-4k", ("--expert-model-parallel-size", "8")),
+        ("qwen3-30b-h100-4k-full-recompute", (*SELECTIVE, "core_attn")),
+        ("qwen3-235b-h100-16k", (*SELECTIVE, "layernorm")),
+    ],
+)
+def test_what_does_not_fit_is_told(name, changed):
+    assert memory.room(ranks(name, *changed), "H100") < 0
+
+
+# Static memory
+
+
+@pytest.mark.parametrize(
+    ("name", "further", "each"),
+    [
+        ("mixtral-8x22b-h100", (), 12),  # FP32: main parameter and two moments
+        ("mixtral-8x22b-h100-fp8", (), 8),  # FP32 main parameter, BF16 moments
+        ("mixtral-8x22b-h100", ("--use-precision-aware-optimizer",), 10),  # 16 bits and two moments
+        ("mixtral-8x22b-h100", ("--use-precision-aware-optimizer", "--exp-avg-dtype", "bf16", "--exp-avg-sq-dtype", "bf16"), 6),
+        ("mixtral-8x22b-h100", ("--use-precision-aware-optimizer", "--main-params-dtype", "fp16"), 10),
+    ],
+)  # fmt: skip
+def test_bytes_of_optimizer_states(name, further, each):
+    assert memory.state_bytes(shape_of(name, *further)) == each
+
+
+def test_static_memory_in_bf16():
+    shape = shape_of("mixtral-8x22b-h100")
+    count = parameters.stages(shape, stages.split(shape))[1]
+    rank = ranks("mixtral-8x22b-h100")[1]
+    assert (rank.weights, rank.gradients) == (2 * count.total, 4 * count.total)
+    # 128 ranks: DP is 8 beside TP2 and PP8, and two replicas of an expert share its states.
+    assert rank.optimizer == 12 * (count.dense // 8 + count.routed // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "further", "matrix", "other"),
+    [
+        ("mixtral-8x22b-h100", (), 2, 2),
+        ("mixtral-8x22b-h100-fp8", (), 2, 2),  # FP8 twice, nothing else
+        ("dsv3-h100-16k", (), 4, 2),  # FP8 twice beside BF16: the optimizer's offload needs that
+        ("dsv3-gb200-4k", (), 2 * 33 / 32, 2),
+    ],
+)
+def test_bytes_of_weights(name, further, matrix, other):
+    shape = shape_of(name, *further)
+    assert (
+        memory.weights(shape, Count(dense=96, routed=64, matrices=32)) == 96 * matrix + 64 * other
+    )
+
+
+def test_optimizer_on_the_cpu():
+    whole = sum(rank.optimizer for rank in ranks("dsv3-h100-16k"))
+    half = sum(rank.optimizer for rank in ranks("dsv3-h100-16k", "--optimizer-offload-fraction", "0.5"))  # fmt: skip
+    assert whole == 0
+    assert half > 0
+
+
+def test_gradients_in_bf16():
+    half = ranks("mixtral-8x22b-h100", "--grad-reduce-in-bf16")[0]
+    assert 2 * half.gradients == ranks("mixtral-8x22b-h100")[0].gradients
+
+
+# Micro-batches in flight
+
+
+@pytest.mark.parametrize(
+    ("name", "further", "flying"),
+    [
+        ("qwen3-235b-gb200-4k-bf16", (), [8, 7, 6, 5, 4, 3, 2, 1]),
+        ("Qwen3-30B-A3B", (), [1]),
+        ("qwen3-235b-gb300-4k", (), [2]),  # the overlap works on two at once
+        ("mixtral-8x22b-h100", (), [63, 61, 59, 57, 55, 53, 51, 49]),  # 2·(PP-p-1) + 6·8 + 1
+        ("dsv3-h100-4k", (), [40, 38, 36, 34, 32, 30, 28, 26]),  # one more: overlapped
+        ("mixtral-8x22b-h100", ("--global-batch-size", "64"), [56, 56, 56, 56, 55, 53, 51, 49]),
+    ],
+)
+def test_micro_batches_in_flight(name, further, flying):
+    assert [sum(rank.in_flight) for rank in ranks(name, *further)] == flying
+
+
+def test_early_chunks_hold_more():
+    first = ranks("dsv3-h100-256gpu-4k")[0].in_flight
+    assert first == (15, 8, 8, 8)
+
+
+# Activations
+
+
+@pytest.mark.parametrize(
+    ("modules", "spared"),
+    [
+        (("layernorm",), {"normed input"}),
+        (("moe_act",), {"experts' activation"}),
+        (
+            ("shared_experts",),
+            {
+                "shared experts' first product",
+                "shared experts' activation",
+                "shared experts' input",
+            },
+        ),
+        (("mla_up_proj",), {"query, key and value", "normed compressed tensors"}),
+        (("mlp",), set()),
+    ],
+)
+def test_recomputed_modules_are_not_kept(modules, spared):
+    shape = shape_of("dsv3-h100-4k", *SELECTIVE, *modules)
+    saved = memory.layer_activations(shape, MOE)
+    assert {one.what for one in saved if one.spared_by & set(modules)} - {"shared experts' input"} == spared - {"shared experts' input"}  # fmt: skip
+    gone = sum(one.size for one in saved if one.spared_by & set(modules))
+    assert memory.kept(shape, MOE) == pytest.approx(sum(one.size for one in saved) - gone)
+
+
+def test_recomputing_the_moe_layer_leaves_its_input():
+    shape = shape_of("dsv3-h100-4k", *SELECTIVE, "moe", "layernorm")
+    attention = sum(
+        one.size for one in memory.latent(shape) if not one.spared_by & {"moe", "layernorm"}
+    )
+    assert memory.kept(shape, MOE) == attention + memory.layer_input(shape)
+
+
+def test_recomputing_the_dense_network_leaves_its_input():
+    shape = shape_of("dsv3-h100-4k", *SELECTIVE, "mlp")
+    attention = sum(one.size for one in memory.latent(shape))
+    assert memory.kept(shape, DENSE) == attention + memory.layer_input(shape)
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "inputs"),
+    [("uniform", "1", 48), ("uniform", "5", 10), ("block", "48", 48)],
+)
+def test_full_recomputation_keeps_inputs(method, number, inputs):
+    shape = shape_of("Qwen3-30B-A3B", *FULL, method, "--recompute-num-layers", number)
+    (rank,) = memory.ranks(shape, stages.split(shape))
+    final_norm = 2
+    assert rank.activations == (inputs + final_norm) * memory.layer_input(shape)
+
+
+def test_offloaded_activations_are_not_kept():
+    shape = shape_of("qwen3-235b-gb200-4k-mxfp8")
+    away = {one.what for one in memory.layer_activations(shape, MOE) if one.offloaded_by in shape.training.activations_offloaded}  # fmt: skip
+    assert away == {"dispatched tokens", "experts' first product"}
+
+
+@pytest.mark.parametrize(("factor", "which"), [("2.0", 2.0), (None, memory.IMBALANCE)])
+def test_dispatched_tokens(factor, which):
+    flags = ("--moe-expert-capacity-factor", factor) if factor else ()
+    shape = shape_of("mixtral-8x22b-h100", *flags)
+    # 4,096 tokens over TP2, to two experts each.
+    assert memory.routed_tokens(shape, shape.model.experts) == 4096 / 2 * 2 * which
+
+
+def test_forced_balance_needs_no_margin():
+    shape = shape_of("mixtral-8x22b-h100-balanced")
+    assert memory.routed_tokens(shape, shape.model.experts) == 4096
+
+
+def test_context_parallelism_splits_tokens():
+    short, long = (shape_of(f"qwen3-235b-h100-{length}") for length in ("16k", "128k"))
+    assert memory.kept(short, MOE) == memory.kept(long, MOE)
+
+
+def test_fp8_saves_less():
+    wide = shape_of("mixtral-8x22b-h100-balanced")
+    assert memory.kept(shape_of("mixtral-8x22b-h100-fp8"), MOE) < memory.kept(wide, MOE)
+
+
+def test_logits_of_each_head():
+    one, two = (shape_of("DeepSeek-V3", *flags) for flags in ((), ("--mtp-num-layers", "1")))
+    last = stages.split(one)[-1].chunks[-1]
+    tokens_and_words = 4096 * 129280
+    assert memory.logits(one, last) == tokens_and_words * (4 + 2)
+    assert memory.logits(two, last) == tokens_and_words * (4 + 4 + 2)
+    assert memory.logits(one, stages.split(one)[0].chunks[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "measured"),
+    [
+        ((), 2266),
+        ((*SELECTIVE, "mla_up_proj", "layernorm"), 1283),
+        ((*SELECTIVE, "moe", "mla_up_proj"), 870),
+    ],
+)
+def test_two_deepseek_v3_layers_against_a_measurement(flags, measured):
+    """MiB of Megatron's local, unfused layers under torch's memory tracker, TP2, 4,096 tokens.
+
+    Fused kernels save less, and the tracker's peak includes the layer at work: ours is 79, 89
+    and 43 % of it.
+    """
+    capacity = ("--moe-expert-capacity-factor", "1.0", "--tensor-model-parallel-size", "2")
+    shape = shape_of("DeepSeek-V3", *capacity, *flags)
+    kept = 2 * memory.kept(shape, MOE) / 2**20
+    assert 0.4 * measured < kept < measured
+
+
+# What is told
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_terms_add_up(name):
+    for rank in ranks(name):
+        terms = (rank.weights, rank.gradients, rank.optimizer, rank.activations, rank.logits, rank.working, rank.framework)  # fmt: skip
+        assert rank.total == sum(terms)
+        assert min(terms) >= 0
+
+
+def test_assumptions_say_that_nothing_was_calibrated():
+    text = "\n".join(memory.assumptions(shape_of("dsv3-h100-4k")))
+    assert "nothing was calibrated on a GPU" in text
+    assert "1.2 times its even share" in text
+    assert "FP8" in text
+
+
+def test_a_plan_takes_milliseconds():
+    started = time.perf_counter()
+    ranks("mixtral-8x22b-h100")
+    # A few milliseconds; the margin is for a busy machine.
+    assert time.perf_counter() - started < 0.2
