@@ -94,7 +94,10 @@ def build(
     tasks_per_node = settings.TASKS_PER_NODE or (4 if settings.GB200_CLUSTER else 8)
     program = _program(settings)
     if settings.SMOKE:
-        shrunk = smoke.shrink(arguments, command_line, local.ranks_at_most(settings))
+        try:
+            shrunk = smoke.shrink(arguments, command_line, local.ranks_at_most(settings))
+        except ValueError as error:
+            raise UsageError(f"SMOKE=1 cannot shrink this job: {error}") from None
         arguments, tasks_per_node, nodes = shrunk.arguments, shrunk.ranks, 1
         notes = [*(note for note in notes if "mock data" not in note), *shrunk.notes]
     if local.is_local(settings):

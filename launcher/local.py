@@ -200,6 +200,7 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
         # Importing wandb takes seconds in every process, to record nothing.
         fitted.pop("--wandb-project", None)
         fitted.pop("--wandb-exp-name", None)
+        fitted.pop("--wandb-save-dir", None)
     for name in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         # Their defaults lie in the home directory or /tmp.
         environment = {

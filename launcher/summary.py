@@ -27,7 +27,8 @@ def summary(job: Job) -> str:
         + f" DP{data_parallel:g}; {settings.PR}; micro-batch {sizes['MBS']}, "
         + f"global batch {sizes['GBS']} = {micro_batches:g} micro-batches; "
         + f"sequence {sizes['SEQ_LEN']}",
-        *(f"  {line}" for line in sheet(job.plan, settings.GPU)),
+        # A shrunken model's sizes tell nothing.
+        *(f"  {line}" for line in ([] if settings.SMOKE else sheet(job.plan, settings.GPU))),
         f"  run directory {job.run_dir}",
         *(f"  note: {note}" for note in job.notes),
         *(f"  warning: {line}" for line in placeholders(job)),

@@ -143,9 +143,23 @@ def test_other_families_train(name: str, tmp_path: Path):
 @pytest.mark.slow
 def test_a_failing_run_says_why(tmp_path: Path):
     seen = launch(
-        ["--moe-router-topk-scaling-factor", "high"],
+        ["--attention-dropout", "2.0"],
         MODEL="Mixtral-8x7B", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path),
     )  # fmt: skip
     assert seen.status not in (0, None)
     assert "FAILED with exit status" in seen.stderr
-    assert "invalid float value: 'high'" in seen.stderr
+    assert "dropout probability has to be between 0 and 1" in seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pipeline-model-parallel-layout", "Et|(tt|L"], "unbalanced ( in layout"),
+        (["--num-layers", "many"], "invalid literal"),
+    ],
+)
+def test_what_cannot_be_shrunk_is_one_line(words, message):
+    seen = launch(words, MODEL="DeepSeek-V3", CLUSTER="local", SMOKE="1", DRY_RUN="1")
+    assert seen.status == 1
+    assert len(seen.stderr.splitlines()) == 1
+    assert message in seen.stderr

@@ -39,7 +39,11 @@ def plan(arguments: Arguments, world_size: int, release: str, gpu: str | None) -
         return Plan(None, (), (), (), None, 0.0, tuple(found))
     try:
         shape = read(arguments, world_size)
-        split = stages.split(shape)
+        try:
+            split = stages.split(shape)
+        except ValueError as error:  # Megatron refuses the same
+            found.append(Finding("error", str(error), "layout"))
+            return Plan(None, (), (), (), None, 0.0, tuple(found))
         counts = parameters.stages(shape, split)
         ranks = memory.ranks(shape, split)
         whole = parameters.whole(shape.model)

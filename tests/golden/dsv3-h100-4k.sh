@@ -77,6 +77,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name DeepSeek-V3-TP2PP8EP64CP1VPP4-MBS1GBS8192-v0.19
   --bf16
   --transformer-impl transformer_engine

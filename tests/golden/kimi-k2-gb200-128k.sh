@@ -80,6 +80,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Kimi-K2-TP16PP2EP64CP1VPP16-MBS1GBS128-v0.19
   --bf16
   --transformer-impl transformer_engine

@@ -72,6 +72,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Mixtral-8x22B-TP2PP8EP8CP1VPP7-MBS1GBS256-v0.19
   --bf16
   --transformer-impl transformer_engine

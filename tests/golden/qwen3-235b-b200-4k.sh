@@ -70,6 +70,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-235B-A22B-TP1PP4EP16CP1VPP24-MBS1GBS1024-v0.19
   --bf16
   --transformer-impl transformer_engine

@@ -72,6 +72,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-235B-A22B-TP4PP4EP32CP4VPP12-MBS1GBS1024-v0.19
   --bf16
   --transformer-impl transformer_engine

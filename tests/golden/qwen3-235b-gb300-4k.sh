@@ -73,6 +73,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-235B-A22B-TP1PP1EP64CP1VPP1-MBS1GBS8192-v0.19
   --bf16
   --transformer-impl transformer_engine

@@ -71,6 +71,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-235B-A22B-TP2PP8EP32CP1VPP4-MBS1GBS2048-v0.19
   --bf16
   --transformer-impl transformer_engine

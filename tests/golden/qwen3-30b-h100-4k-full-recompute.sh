@@ -70,6 +70,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-30B-A3B-TP1PP1EP8CP1VPP1-MBS4GBS256-v0.19
   --bf16
   --transformer-impl transformer_engine

@@ -74,6 +74,7 @@ training_command=(
   --log-validation-ppl-to-tensorboard
   --tensorboard-dir /output/tensorboard
   --wandb-project moe-benchmarking-v0.19
+  --wandb-save-dir /output/wandb
   --wandb-exp-name Qwen3-Next-80B-A3B-TP1PP4EP32CP1VPP3-MBS1GBS256-v0.19
   --bf16
   --transformer-impl transformer_engine

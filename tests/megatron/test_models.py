@@ -5,7 +5,6 @@ The verifier runs as its users run it, in a process of its own: what it changes 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import preview
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 pytest.importorskip("megatron.training", reason="the training extra is not installed")
@@ -64,18 +64,9 @@ def judge(*jobs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {verdict["name"]: verdict for verdict in verdicts}
 
 
-@cache
-def _launches() -> Any:
-    # Loaded by its path: this folder has a conftest of its own.
-    spec = importlib.util.spec_from_file_location("launches", ROOT / "tests" / "conftest.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def job(model: str, build: str, **variables: str) -> dict[str, Any]:
     """The job that a dry run of the model prints, for the verifier."""
-    shown = _launches().preview(MODEL=model, OUTPUT_PATH="/output", **variables)
+    shown = preview(MODEL=model, OUTPUT_PATH="/output", **variables)
     words = shown.command
     exports = re.findall(r"^export ([A-Z_]+)=(.*)$", shown.script, re.MULTILINE)
     nodes, tasks = (
