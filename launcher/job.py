@@ -90,6 +90,7 @@ def build(
     notes = [note for effect in effects for note in effect.notes]
     objections = [objection for effect in effects for objection in effect.objections]
 
+    _check_depth(settings, arguments)
     nodes = settings.NNODES
     tasks_per_node = settings.TASKS_PER_NODE or (4 if settings.GB200_CLUSTER else 8)
     program = _program(settings)
@@ -115,10 +116,10 @@ def build(
     run_dir = Path(settings.OUTPUT_PATH) / "runs" / folder
     if settings.PROFILE in ("1", "nsys"):
         program = (*_nsys(run_dir), *program)
-    planned = plan(arguments, nodes * tasks_per_node, settings.MCORE_RELEASE_VERSION, settings.GPU)
+    planned = plan(arguments, nodes * tasks_per_node, settings.MCORE_RELEASE_VERSION)
     errors = [finding.message for finding in planned.findings if finding.severity == "error"]
     if not errors:  # the sizes below are numbers only then
-        objections += _contradictions(settings, arguments, nodes * tasks_per_node)
+        objections += _contradictions(arguments, nodes * tasks_per_node)
     return Job(
         settings=settings,
         arguments=arguments,
@@ -230,7 +231,7 @@ def _outranked(
     return merged
 
 
-def _contradictions(settings: Settings, arguments: Arguments, world_size: int) -> list[str]:
+def _contradictions(arguments: Arguments, world_size: int) -> list[str]:
     """Return why the sizes cannot fit together (validate_args and initialize_model_parallel)."""
     found = []
     sizes = {name: int(value(arguments, flag) or 1) for name, flag in list(FLAG_OF.items())[:4]}
@@ -247,14 +248,17 @@ def _contradictions(settings: Settings, arguments: Arguments, world_size: int) -
             f"world size {world_size} is not a multiple of ETP*EP*PP = "
             f"{etp}*{sizes['EP']}*{sizes['PP']} = {expert_parallel}"
         )
-    counted = settings.NUM_LAYERS
-    actual = knobs.layout.counted_layers(settings, arguments)
-    if settings.origin("NUM_LAYERS") == "environment" and not settings.SMOKE and counted != actual:
-        found.append(
-            f"NUM_LAYERS={counted} (environment), but the model has {actual} layers to split: "
-            "the depth is changed with --num-layers (and --moe-layer-freq) on the command line"
-        )
     return found
+
+
+def _check_depth(settings: Settings, arguments: Arguments) -> None:
+    """Raise UsageError where NUM_LAYERS is meant to change a depth that it does not change."""
+    actual = knobs.layout.counted_layers(settings, arguments)
+    if settings.origin("NUM_LAYERS") == "environment" and actual != settings.NUM_LAYERS:
+        raise UsageError(
+            f"NUM_LAYERS={settings.NUM_LAYERS} (environment), but the model has {actual} layers "
+            "to split: --num-layers and --moe-layer-freq on the command line change the depth"
+        )
 
 
 def _title(job: Job) -> str:

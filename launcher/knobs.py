@@ -2,7 +2,7 @@
 
 A knob is one pure function: it reads the settings and the arguments that the model, TRAINING_PARAMS
 and the command line have set, and returns what it adds. Where Megatron would refuse the result, the
-knob adds something that it accepts, or an objection that says why there is nothing to add.
+knob adds something that it accepts, or raises a UsageError where variables contradict each other.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Callable
 
 from launcher import layout, releases
 from launcher.arguments import Argument, Arguments, value
+from launcher.errors import UsageError
 from launcher.settings import Settings
 
 
@@ -54,11 +55,9 @@ def pipeline(settings: Settings, present: Arguments) -> Effect:
     if "--num-layers-per-virtual-pipeline-stage" in present:
         return Effect()
     if vpp > 1 and pp == 1:
-        return Effect(
-            objections=(
-                f"VPP={vpp} ({settings.origin('VPP')}) needs a pipeline, but PP is 1 "
-                f"({settings.origin('PP')}): set VPP=1 or PP above 1",
-            )
+        raise UsageError(
+            f"VPP={vpp} ({settings.origin('VPP')}) needs a pipeline, but PP is 1 "
+            f"({settings.origin('PP')}): set VPP=1 or PP above 1"
         )
     virtual = _flags("VPP", num_virtual_stages_per_pipeline_rank=vpp) if vpp > 1 else {}
     if {
@@ -79,14 +78,9 @@ def pipeline(settings: Settings, present: Arguments) -> Effect:
         )
         return Effect({**virtual, **uneven})
     if "environment" in (settings.origin("PP_FIRST"), settings.origin("PP_LAST")):
-        return Effect(
-            virtual,
-            objections=(f"{misfit}: change them, or leave both unset for a fitting layout",),
-        )
+        raise UsageError(f"{misfit}: change them, or leave both unset for a fitting layout")
     if any(flag in present for flag in layout.ACCOUNTED) or layers < pp * vpp:
-        return Effect(
-            virtual, objections=(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}",)
-        )
+        raise UsageError(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}")
     text = layout.balanced(layers, pp * vpp, int(value(present, "--mtp-num-layers") or 0))
     why = misfit if first and last else f"{layers} layers do not divide by PP={pp} times VPP={vpp}"
     return Effect(
@@ -121,7 +115,7 @@ def dispatcher(settings: Settings, present: Arguments) -> Effect:
     backend = "deepep" if name == "flex" else name
     if releases.index(settings.MCORE_RELEASE_VERSION) < releases.index("0.16"):
         if backend == "hybridep":
-            return Effect(objections=("DISPATCHER=hybridep needs Megatron-Core 0.16 or newer",))
+            raise UsageError("DISPATCHER=hybridep needs Megatron-Core 0.16 or newer")
         return Effect(_flags(origin, moe_token_dispatcher_type="flex", moe_enable_deepep=True))
     return Effect(
         _flags(

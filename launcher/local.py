@@ -37,8 +37,11 @@ class Replacement:
 WITHOUT_TRANSFORMER_ENGINE = (
     Replacement("Transformer Engine is not installed", ("--transformer-impl",), ("local",)),
     Replacement(
-        "FP8 needs Transformer Engine; this runs in BF16",
+        "FP8 and FP4 need Transformer Engine; this runs in BF16",
         (
+            "--fp4-format",
+            "--fp4-recipe",
+            "--fp4-param-gather",
             "--fp8-format",
             "--fp8-recipe",
             "--fp8-param-gather",

@@ -31,15 +31,15 @@ def summary(job: Job) -> str:
         *(f"  {line}" for line in ([] if settings.SMOKE else sheet(job.plan, settings.GPU))),
         f"  run directory {job.run_dir}",
         *(f"  note: {note}" for note in job.notes),
-        *(f"  warning: {line}" for line in placeholders(job)),
-        *(
-            f"  warning: {finding.message}"
-            for finding in job.plan.findings
-            if finding.severity == "warning"
-        ),
+        *(f"  warning: {line}" for line in _warnings(job)),
         *(f"  error: {objection}" for objection in job.objections),
     ]
     return "\n".join(lines)
+
+
+def _warnings(job: Job) -> list[str]:
+    planned = [each.message for each in job.plan.findings if each.severity == "warning"]
+    return [*placeholders(job), *planned]
 
 
 def explain(job: Job) -> str:

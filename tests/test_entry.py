@@ -235,7 +235,6 @@ MISTAKES = {
     "secret in a flag": (dict(WANDB_API_KEY="k" * 40), ["--x", "k" * 40], "the value of WANDB_API_KEY would become"),
     "new line for Slurm": (dict(PARTITION="a\nb"), [], "'a\\nb' cannot be sbatch's --partition"),
     "vpp without pp": (dict(PP="1", VPP="2", EP="8"), [], "VPP=2 (environment) needs a pipeline"),
-    "world size": (dict(TP="3"), [], "world size 1024 is not a multiple of TP*PP*CP = 3*16*1 = 48"),
 }  # fmt: skip
 
 
@@ -272,8 +271,10 @@ def test_yaml_mistakes_name_file_and_line(mistake: str, yaml_model):
     assert message in seen.stderr
 
 
-def test_force_previews_what_a_check_refuses():
-    assert launch(MODEL="DeepSeek-V3", DRY_RUN="1", TP="3", FORCE="1").status == 0
+def test_what_megatron_would_refuse_is_previewed_with_its_error():
+    seen = preview(TP="3")
+    assert "  error: world size 1024 is not a multiple of TP*PP*CP = 3*16*1 = 48\n" in seen.stderr
+    assert launch(MODEL="DeepSeek-V3", TP="3", LAUNCHER_COMMAND="plan").status == 1
 
 
 def test_explain_names_the_places():

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -220,3 +221,12 @@ def test_nothing_machine_specific_in_the_golden_files():
             "workspace",
             "tmp",
         }, path.name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dev_branch_knows_every_flag(recipe):
+    """With its dev-only flags in place: the plan names no error."""
+    script, parameters = ROOT / "best_practice" / RECIPES[recipe].script, RECIPES[recipe].parameters
+    seen = launch(script=script, DRY_RUN="1", MCORE_RELEASE_VERSION="dev", **parameters)
+    assert seen.status == 0, seen.stderr
+    assert "error: " not in seen.stderr
