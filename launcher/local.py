@@ -188,6 +188,11 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
     ranks = devices or _least_ranks(arguments)
     if settings.SMOKE:
         ranks = _least_ranks(arguments)
+    if not devices and ranks > max(SMOKE_RANKS, os.cpu_count() or 1):
+        raise UsageError(
+            f"{settings.MODEL_NAME} needs {ranks} ranks as it is, and this machine has no GPU: "
+            "SMOKE=1 shrinks it, smaller TP, PP, EP and CP make it less"
+        )
     fitted = dict(arguments)
     notes: list[str] = []
     if not (devices and _has_package(python, "transformer_engine")):

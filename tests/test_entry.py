@@ -213,7 +213,12 @@ def test_gb200():
 
 def test_works_from_any_directory(tmp_path: Path):
     seen = launch(
-        cwd=tmp_path, MODEL="DeepSeek-V3", DRY_RUN="1", CLUSTER="local", OUTPUT_PATH="out"
+        cwd=tmp_path,
+        MODEL="DeepSeek-V3",
+        DRY_RUN="1",
+        CLUSTER="local",
+        SMOKE="1",
+        OUTPUT_PATH="out",
     )
     assert seen.status == 0, seen.stderr
     assert f"run directory {tmp_path}/out/runs/" in seen.stderr

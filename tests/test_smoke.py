@@ -163,3 +163,9 @@ def test_what_cannot_be_shrunk_is_one_line(words, message):
     assert seen.status == 1
     assert len(seen.stderr.splitlines()) == 1
     assert message in seen.stderr
+
+
+def test_a_full_size_job_does_not_start_a_thousand_processes_on_a_laptop():
+    seen = launch(MODEL="DeepSeek-V3", CLUSTER="local", DRY_RUN="1", CUDA_VISIBLE_DEVICES="")
+    assert seen.status == 1
+    assert "needs 1024 ranks as it is, and this machine has no GPU: SMOKE=1" in seen.stderr
