@@ -133,6 +133,11 @@ def value(arguments: Arguments, flag: str) -> str | None:
     return argument.values[0] if argument and argument.values else None
 
 
+def integer(arguments: Arguments, flag: str, default: int = 1) -> int:
+    """Return a flag's value as a number, `default` when it is absent. Raises ValueError."""
+    return int(value(arguments, flag) or default)
+
+
 def quote(word: str) -> str:
     """Quote a word for a POSIX shell, and so that shellcheck reads it as one word of an array."""
     return shlex.quote(word) if "," not in word or "'" in word else f"'{word}'"

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 
 from launcher import knobs, local, model, releases, smoke
-from launcher.arguments import Arguments, argv, merge, parse, quote, split, value
+from launcher.arguments import Arguments, argv, integer, merge, parse, quote, split, value
 from launcher.errors import UsageError
 from launcher.plan.sheet import Plan, plan
 from launcher.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
@@ -234,14 +234,14 @@ def _outranked(
 def _contradictions(arguments: Arguments, world_size: int) -> list[str]:
     """Return why the sizes cannot fit together (validate_args and initialize_model_parallel)."""
     found = []
-    sizes = {name: int(value(arguments, flag) or 1) for name, flag in list(FLAG_OF.items())[:4]}
+    sizes = {name: integer(arguments, flag) for name, flag in list(FLAG_OF.items())[:4]}
     model_parallel = sizes["TP"] * sizes["PP"] * sizes["CP"]
     if world_size % model_parallel:
         found.append(
             f"world size {world_size} is not a multiple of TP*PP*CP = "
             f"{sizes['TP']}*{sizes['PP']}*{sizes['CP']} = {model_parallel}"
         )
-    etp = int(value(arguments, "--expert-tensor-parallel-size") or sizes["TP"])
+    etp = integer(arguments, "--expert-tensor-parallel-size", sizes["TP"])
     expert_parallel = etp * sizes["EP"] * sizes["PP"]
     if world_size % expert_parallel:
         found.append(

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from launcher.arguments import Argument, Arguments, value
+from launcher.arguments import Argument, Arguments, integer
 from launcher.errors import UsageError
 from launcher.settings import Settings
 
@@ -231,9 +232,7 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
 
 
 def _least_ranks(arguments: Arguments) -> int:
-    def size(flag: str, default: int = 1) -> int:
-        return int(value(arguments, flag) or default)
-
+    size = partial(integer, arguments)
     tp, pp = size("--tensor-model-parallel-size"), size("--pipeline-model-parallel-size")
     etp, ep = size("--expert-tensor-parallel-size", tp), size("--expert-model-parallel-size")
     return math.lcm(tp * pp * size("--context-parallel-size"), etp * ep * pp)

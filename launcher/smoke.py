@@ -8,9 +8,10 @@ recipe has, at size 2. What only decides how long it takes is made small.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from launcher import layout
-from launcher.arguments import Argument, Arguments, value
+from launcher.arguments import Argument, Arguments, integer, value
 
 ITERATIONS = 20
 ORIGIN = "SMOKE=1"
@@ -138,9 +139,7 @@ def shrink(arguments: Arguments, command_line: Arguments, limit: int) -> Shrunk:
 
 
 def _sizes(arguments: Arguments) -> Sizes:
-    def size(flag: str, default: int = 1) -> int:
-        return int(value(arguments, flag) or default)
-
+    size = partial(integer, arguments)
     tp, pp = size("--tensor-model-parallel-size"), size("--pipeline-model-parallel-size")
     text = value(arguments, "--pipeline-model-parallel-layout")
     per_chunk = value(arguments, "--num-layers-per-virtual-pipeline-stage")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher import local
-from launcher.arguments import quote, value
+from launcher.arguments import integer, quote
 from launcher.job import FLAG_OF, Job, placeholders
 from launcher.plan.sheet import sheet
 from launcher.plan.stages import virtual_stages
@@ -12,7 +12,7 @@ from launcher.plan.stages import virtual_stages
 def summary(job: Job) -> str:
     """Return the job in a few lines: what, where, batch arithmetic, notes and objections."""
     settings = job.settings
-    sizes = {name: int(value(job.arguments, flag) or 1) for name, flag in FLAG_OF.items()}
+    sizes = {name: integer(job.arguments, flag) for name, flag in FLAG_OF.items()}
     if job.plan.shape:
         sizes["VPP"] = virtual_stages(job.plan.shape)
     data_parallel = job.world_size / (sizes["TP"] * sizes["PP"] * sizes["CP"])
