@@ -27,6 +27,8 @@ class Rename:
 RENAMES = (
     Rename("--moe-router-padding-for-fp8", "--moe-router-padding-for-quantization", "0.16"),
     Rename("--cuda-graph-scope", "--cuda-graph-modules", "0.18"),
+    Rename("--moe-hybridep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
+    Rename("--moe-deepep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
 )
 
 
@@ -48,7 +50,7 @@ def rename(arguments: Arguments, release: str) -> Arguments:
     for entry in RENAMES:
         if at >= index(entry.release):
             names[entry.old] = entry.new
-        else:
+        elif sum(other.new == entry.new for other in RENAMES) == 1:  # else the old name is open
             names[entry.new] = entry.old
     return {
         names.get(flag, flag): replace(

@@ -52,7 +52,9 @@ def test_dispatcher(name, kind, backend, sms):
     seen = preview(DISPATCHER=name)
     assert seen.flag("--moe-token-dispatcher-type") == kind
     assert seen.flag("--moe-flex-dispatcher-backend") == backend
-    assert seen.flag("--moe-hybridep-num-sms") == sms
+    assert seen.flag("--moe-flex-dispatcher-num-sms") == sms
+    older = preview(DISPATCHER=name, MCORE_RELEASE_VERSION="0.18")
+    assert older.flag("--moe-hybridep-num-sms") == sms
 
 
 def test_dispatcher_of_the_model_and_of_the_command_line():

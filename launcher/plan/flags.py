@@ -41,8 +41,6 @@ OTHER_RENAMES = (
     ),
     Rename("--tiktoken-special-tokens", "--tokenizer-special-tokens", "0.18"),
     Rename("--muon-use-nesterov", "--muon-nesterov", "0.18"),
-    Rename("--moe-hybridep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
-    Rename("--moe-deepep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
     Rename("--moe-ncclep-zero-copy", "--moe-ncclep-use-symm-mem", "dev"),
     Rename(
         "--moe-hybridep-pad-uneven-dispatch-inputs", "--moe-hybridep-pad-variable-tokens", "dev"

@@ -158,7 +158,7 @@ training_command=(
   --pipeline-model-parallel-layout 'Et*4|(tttt|)*14tmL'
   --mtp-num-layers 1
   --mtp-loss-scaling-factor 0.1
-  --moe-deepep-num-sms 24
+  --moe-flex-dispatcher-num-sms 24
   --moe-router-force-load-balancing
 )
 

@@ -124,7 +124,7 @@ training_command=(
   --num-virtual-stages-per-pipeline-rank 12
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend hybridep
-  --moe-hybridep-num-sms 32
+  --moe-flex-dispatcher-num-sms 32
   --fp8-recipe mxfp8
   --fp8-format e4m3
   --fp8-param-gather

@@ -124,7 +124,7 @@ training_command=(
   --logging-level 40
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend hybridep
-  --moe-hybridep-num-sms 32
+  --moe-flex-dispatcher-num-sms 32
   --mock-data
   --cuda-graph-impl transformer_engine
   --cuda-graph-modules attn moe_router moe_preprocess

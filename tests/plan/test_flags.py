@@ -26,7 +26,8 @@ YAMLS = sorted((ROOT / "model_configs").rglob("*.yaml"))
 GOLDEN = sorted((ROOT / "tests/golden").glob("*.sh"))
 
 # What the configs and the recipes use that an older release has under no name.
-SINCE_0_19 = ["--delay-offload-until-cuda-graph"]
+# (A job of an older release has --moe-deepep- or --moe-hybridep-num-sms: recipes name those.)
+SINCE_0_19 = ["--delay-offload-until-cuda-graph", "--moe-flex-dispatcher-num-sms"]
 SINCE_0_17 = ["--moe-permute-fusion-into-hybridep"]
 SINCE_0_16 = [
     "--apply-wd-to-qk-layernorm",
@@ -40,7 +41,6 @@ SINCE_0_16 = [
     "--linear-num-value-heads",
     "--linear-value-head-dim",
     "--moe-flex-dispatcher-backend",
-    "--moe-hybridep-num-sms",
     "--moe-shared-expert-gate",
     "--offload-modules",
 ]
