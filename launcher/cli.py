@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher import job, model, settings, submit
 from launcher.errors import UsageError, did_you_mean
 from launcher.settings import LAYER_ORIGINS
-from launcher.summary import explain, summary
+from launcher.summary import explain, report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,11 +53,13 @@ def _arguments(words: Sequence[str]) -> int:
 
 
 def _plan(words: Sequence[str]) -> int:
-    """Print what the job is, whether it can work, and what it needs; status 1 if it cannot."""
-    described = job.build(_read("plan", words), words, os.environ)
-    print(summary(described))
-    print("\n".join(f"  assumed: {line}" for line in described.plan.assumptions()))
-    return 1 if described.objections else 0
+    """Print what the job is and whether it can work (status 1: no); --all: every stage."""
+    flags = [word for word in words if word != "--all"]
+    described = job.build(_read("plan", words), flags, os.environ)
+    opinion = submit.opinion(described)
+    print(report(described, opinion, everything=len(flags) < len(words)))
+    refused = opinion is not None and not opinion.agrees
+    return 1 if described.objections or refused else 0
 
 
 def _submit(words: Sequence[str]) -> int:
@@ -68,7 +70,7 @@ def _submit(words: Sequence[str]) -> int:
     described = job.build(read, words, os.environ)
     script = job.render(described)
     job.check_secrets(script, os.environ)
-    submit.report(described)
+    submit.tell(described, submit.opinion(described))
     print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
     print(
         "=== Full Training Command ===",

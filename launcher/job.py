@@ -16,7 +16,8 @@ import jinja2
 from launcher import knobs, local, model, releases, smoke
 from launcher.arguments import Arguments, argv, integer, merge, parse, quote, split, value
 from launcher.errors import UsageError
-from launcher.plan.sheet import Plan, plan
+from launcher.plan.flags import release_of
+from launcher.plan.sheet import Plan, Site, plan
 from launcher.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
 
 # A flag given outright speaks for its variable too, so that everything computed from it agrees.
@@ -55,6 +56,12 @@ class Job:
         return self.nodes * self.tasks_per_node
 
     @property
+    def site(self) -> Site:
+        """Where it runs, as the plan sees it; this machine's GPUs are unknown to the plan."""
+        gpu = None if local.is_local(self.settings) else self.settings.GPU
+        return Site(self.settings.MODEL_NAME, self.nodes, self.tasks_per_node, gpu)
+
+    @property
     def command(self) -> list[str]:
         """The words that each training process (or torchrun, locally) is started with."""
         return [*self.program, *argv(self.arguments)]
@@ -68,7 +75,7 @@ def build(
     `suffix` tells runs of the same second apart. Raises UsageError for anything the user has to
     correct first; what Megatron would refuse is returned as objections instead.
     """
-    releases.index(settings.MCORE_RELEASE_VERSION)
+    settings, notes = _release(settings)
     # Training processes may start elsewhere, so a relative path would mean another place to them.
     settings = dataclasses.replace(settings, OUTPUT_PATH=os.path.abspath(settings.OUTPUT_PATH))
     zoo_model = model.load(model.find(settings), Path(settings.WORKSPACE))
@@ -87,7 +94,7 @@ def build(
         environment.update(
             {name: (text, f"knob {knob.__name__}") for name, text in effect.environment.items()}
         )
-    notes = [note for effect in effects for note in effect.notes]
+    notes += [note for effect in effects for note in effect.notes]
     objections = [objection for effect in effects for objection in effect.objections]
 
     _check_depth(settings, arguments)
@@ -172,6 +179,22 @@ def placeholders(job: Job) -> list[str]:
             found.setdefault(job.settings.origin(name), []).append(name)
     return [
         f"{origin} still has placeholders for {', '.join(names)}" for origin, names in found.items()
+    ]
+
+
+def _release(settings: Settings) -> tuple[Settings, list[str]]:
+    """Take the release from the checkout in MEGATRON_PATH, where it is here and tells one."""
+    said = releases.SUPPORTED[releases.index(settings.MCORE_RELEASE_VERSION)]
+    found = release_of(Path(settings.MEGATRON_PATH)) if settings.MEGATRON_PATH else None
+    if found in (None, said):
+        return settings, []
+    if settings.origin("MCORE_RELEASE_VERSION") == "environment":
+        return settings, [
+            f"MCORE_RELEASE_VERSION={said} (environment), although MEGATRON_PATH holds {found}"
+        ]
+    origin = f"{settings.MEGATRON_PATH}/megatron/core/package_info.py"
+    return replace(settings, "MCORE_RELEASE_VERSION", found, origin), [
+        f"MEGATRON_PATH holds Megatron-Core {found}; MCORE_RELEASE_VERSION was {said}"
     ]
 
 

@@ -242,6 +242,13 @@ def _has_package(python: Path, package: str) -> bool:
     return any(python.parent.parent.glob(f"lib*/python3*/*-packages/{package}"))
 
 
+def installed(python: Path, package: str) -> str | None:
+    """Read a package's version from its dist-info beside the interpreter, without starting it."""
+    pattern = f"lib*/python3*/site-packages/{package}-*.dist-info"
+    found = sorted((python.parent.parent).glob(pattern))
+    return found[0].name[len(package) + 1 : -len(".dist-info")] if found else None
+
+
 def _replace(arguments: dict[str, Argument], replacements: tuple[Replacement, ...]) -> list[str]:
     """Apply replacements to arguments in place; return a line for each that changed something."""
     notes = []

@@ -1,7 +1,7 @@
 """The directory of one run: what was launched, with what, and what became of it.
 
 job.sh              the script, as submitted
-plan.txt            what was said of the job before it started
+plan.txt, plan.json  what was known of the job before it started
 arguments.yaml      every Megatron argument with the place that set it
 environment.yaml    the settings and the training processes' environment, without secrets
 versions.yaml       git commits (and whether dirty), megatron-core, torch
@@ -20,10 +20,11 @@ from typing import Any
 
 import yaml
 
+from launcher import local
 from launcher.errors import UsageError
 from launcher.job import Job
 from launcher.settings import FIELDS, SECRETS
-from launcher.summary import summary
+from launcher.summary import as_json, summary
 
 
 def create(path: Path) -> bool:
@@ -46,7 +47,8 @@ def create(path: Path) -> bool:
 def fill(job: Job, script: str) -> None:
     """Write everything that is known before the start."""
     write(job.run_dir / "job.sh", script)
-    write(job.run_dir / "plan.txt", summary(job) + "\n")
+    write(job.run_dir / "plan.txt", summary(job, everything=True) + "\n")
+    write(job.run_dir / "plan.json", as_json(job) + "\n")
     (job.run_dir / "job.sh").chmod(0o755)
     arguments = {
         argument.flag: {"values": list(argument.values), "origin": argument.origin}
@@ -88,7 +90,7 @@ def versions(job: Job) -> dict[str, Any]:
     )
     if python is not None and python.is_absolute():
         for package in ("megatron_core", "torch", "transformer_engine"):
-            version = _installed(python, package)
+            version = local.installed(python, package)
             if version:
                 found.setdefault(package.replace("_", "-"), version)
     if job.settings.CONTAINER_IMAGE and not python:
@@ -138,10 +140,3 @@ def _package_info(path: Path) -> str | None:
     )
     numbers = ".".join(found.get(name, "?") for name in ("MAJOR", "MINOR", "PATCH"))
     return numbers + found.get("PRE_RELEASE", "").strip("'\"")
-
-
-def _installed(python: Path, package: str) -> str | None:
-    """Read a package's version from its dist-info beside the interpreter, without starting it."""
-    pattern = f"lib*/python3*/site-packages/{package}-*.dist-info"
-    found = sorted((python.parent.parent).glob(pattern))
-    return found[0].name[len(package) + 1 : -len(".dist-info")] if found else None

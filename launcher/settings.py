@@ -231,6 +231,8 @@ class Settings:
         "ours", SWITCH, "1: print every argument with the place that set it", False
     )
     FORCE: bool = _setting("ours", SWITCH, "1: submit although a check objects", False)
+    VERIFY: bool = _setting("ours", SWITCH, "1: let Megatron-Core itself check the job too, on this machine", False)
+    PLAN_FORMAT: str | None = _setting("ours", _choice("text", "json"), "how the plan is printed; unset: text")
     TIMESTAMP: str | None = _setting(
         "ours",
         Kind("YYMMDD_HHMMSS", str),

@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import local, run_directory
+from launcher import local, run_directory, verification
 from launcher.arguments import quote
 from launcher.errors import UsageError
 from launcher.job import Job, build, check_secrets, placeholders, render
 from launcher.report import log
 from launcher.settings import Settings, replace
-from launcher.summary import explain, summary
+from launcher.summary import explain, report
 
 
 def submit(settings: Settings, words: Sequence[str]) -> int:
@@ -30,30 +30,42 @@ def submit(settings: Settings, words: Sequence[str]) -> int:
         job = build(settings, words, os.environ, suffix=f".{number}" if number else "")
         script = render(job)
         if number == 0:
-            _check(job, script)
+            said = opinion(job)
+            _check(job, script, said)
         if run_directory.create(job.run_dir):
             break
-    report(job)
+    tell(job, said)
     run_directory.fill(job, script)
     return _run_here(job) if local.is_local(settings) else _sbatch(job)
 
 
-def report(job: Job) -> None:
+def opinion(job: Job) -> verification.Opinion | None:
+    """Return what Megatron itself says of the job, where VERIFY=1 asks for it."""
+    if not job.settings.VERIFY:
+        return None
+    print("VERIFY=1: Megatron-Core itself reads the job (imports, then stages) …", file=sys.stderr)
+    return verification.ask(job)
+
+
+def tell(job: Job, said: verification.Opinion | None) -> None:
     """Tell the user, on stderr, what this job is."""
-    print(summary(job), file=sys.stderr)
+    print(report(job, said), file=sys.stderr)
     if job.settings.EXPLAIN:
         print(explain(job), file=sys.stderr)
 
 
-def _check(job: Job, script: str) -> None:
+def _check(job: Job, script: str, said: verification.Opinion | None) -> None:
     """Raise UsageError for whatever must stop a submission."""
     check_secrets(script, os.environ)
     left = placeholders(job)
     if left:
         raise UsageError(f"{'; '.join(left)}. Nothing was submitted")
-    if job.objections and not job.settings.FORCE:
+    objections = list(job.objections)
+    if said is not None and not said.accepted:
+        objections.append(f"{said.megatron} itself refuses the job: {said.message}")
+    if objections and not job.settings.FORCE:
         raise UsageError(
-            f"{'; '.join(job.objections)}. Nothing was submitted (FORCE=1 submits all the same)"
+            f"{'; '.join(objections)}. Nothing was submitted (FORCE=1 submits all the same)"
         )
     if not local.is_local(job.settings) and not shutil.which("sbatch"):
         raise UsageError(

@@ -1,34 +1,30 @@
-"""What the user reads about a job before it starts."""
+"""What the user reads about a job before it starts, as text or, for tools, as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 from launcher import local
-from launcher.arguments import integer, quote
-from launcher.job import FLAG_OF, Job, placeholders
-from launcher.plan.sheet import sheet
-from launcher.plan.stages import virtual_stages
+from launcher.arguments import quote
+from launcher.job import Job, placeholders
+from launcher.plan import sheet
+from launcher.verification import Opinion
 
 
-def summary(job: Job) -> str:
-    """Return the job in a few lines: what, where, batch arithmetic, notes and objections."""
-    settings = job.settings
-    sizes = {name: integer(job.arguments, flag) for name, flag in FLAG_OF.items()}
-    if job.plan.shape:
-        sizes["VPP"] = virtual_stages(job.plan.shape)
-    data_parallel = job.world_size / (sizes["TP"] * sizes["PP"] * sizes["CP"])
-    micro_batches = sizes["GBS"] / (sizes["MBS"] * data_parallel)
-    where = "this machine" if local.is_local(settings) else f"{settings.CLUSTER}: {job.nodes} nodes"
+def report(job: Job, opinion: Opinion | None = None, everything: bool = False) -> str:
+    """Return what is said of a job, in the form that PLAN_FORMAT asks for."""
+    if job.settings.PLAN_FORMAT == "json":
+        return as_json(job, opinion)
+    lines = opinion.lines() if opinion else []
+    return "\n".join([summary(job, everything), *(f"  {line}" for line in lines)])
+
+
+def summary(job: Job, everything: bool = False) -> str:
+    """Return the job in a screenful: what runs where, its plan, notes and findings."""
     lines = [
-        f"{settings.MODEL_NAME} on {where}, {job.tasks_per_node} ranks each"
-        if job.nodes > 1
-        else f"{settings.MODEL_NAME} on {where}, {job.tasks_per_node} ranks",
-        "  "
-        + " ".join(f"{name}{sizes[name]}" for name in ("TP", "PP", "VPP", "EP", "CP"))
-        + f" DP{data_parallel:g}; {settings.PR}; micro-batch {sizes['MBS']}, "
-        + f"global batch {sizes['GBS']} = {micro_batches:g} micro-batches; "
-        + f"sequence {sizes['SEQ_LEN']}",
-        # A shrunken model's sizes tell nothing.
-        *(f"  {line}" for line in ([] if settings.SMOKE else sheet(job.plan, settings.GPU))),
+        _title(job),
+        *(f"  {line}" for line in _sheet(job, everything)),
         f"  run directory {job.run_dir}",
         *(f"  note: {note}" for note in job.notes),
         *(f"  warning: {line}" for line in _warnings(job)),
@@ -37,8 +33,49 @@ def summary(job: Job) -> str:
     return "\n".join(lines)
 
 
+def as_json(job: Job, opinion: Opinion | None = None) -> str:
+    """Return the same for tools: one JSON object, with every stage."""
+    settings = job.settings
+    data = {
+        "model": settings.MODEL_NAME,
+        "cluster": settings.CLUSTER,
+        "megatron_core": settings.MCORE_RELEASE_VERSION,
+        "nodes": job.nodes,
+        "tasks_per_node": job.tasks_per_node,
+        "accepted": not job.objections,
+        "errors": list(job.objections),
+        "warnings": _warnings(job),
+        "notes": list(job.notes),
+        "name": job.name,
+        "run_directory": str(job.run_dir),
+        **({} if settings.SMOKE else sheet.as_data(job.plan, job.site)),
+        **({"megatron": dataclasses.asdict(opinion)} if opinion else {}),
+    }
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def _title(job: Job) -> str:
+    settings = job.settings
+    where = "this machine" if local.is_local(settings) else settings.CLUSTER
+    gpus = "" if local.is_local(settings) or not settings.GPU else f" {settings.GPU}"
+    return (
+        f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
+        f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {settings.PR}; "
+        f"Megatron-Core {settings.MCORE_RELEASE_VERSION}"
+    )
+
+
+def _sheet(job: Job, everything: bool) -> list[str]:
+    if not job.settings.SMOKE:
+        return sheet.sheet(job.plan, job.site, everything)
+    # A shrunken model's sizes tell nothing.
+    return sheet.structure(job.plan, job.site) if job.plan.shape else []
+
+
 def _warnings(job: Job) -> list[str]:
     planned = [each.message for each in job.plan.findings if each.severity == "warning"]
+    if not job.settings.SMOKE and (full := sheet.too_full(job.plan, job.site.gpu)):
+        planned.append(full.message)
     return [*placeholders(job), *planned]
 
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from launcher.arguments import Arguments
-from launcher.plan import Finding, flags, flops, memory, parameters, stages
+from launcher.plan import Finding, flags, flops, memory, parameters, published, stages
 from launcher.plan.parameters import Count
 from launcher.plan.shape import Shape, read
 from launcher.plan.stages import Stage
 
 BAR = 24  # characters of a full GPU
+ROWS = 9  # of stages, where not all are asked for
+MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "working", "framework")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a job runs."""
+
+    model: str  # its name, for published results
+    nodes: int
+    tasks_per_node: int
+    gpu: str | None  # a name of memory.GPU_GIB
 
 
 @dataclass(frozen=True)
@@ -56,77 +69,215 @@ def plan(arguments: Arguments, world_size: int, release: str) -> Plan:
         return Plan(None, (), tuple(found))
 
 
-def sheet(made: Plan, gpu: str | None) -> list[str]:
-    """Return the plan's lines: the model, the stages, the memory, and whether it seems to fit."""
+def sheet(made: Plan, site: Site, everything: bool = False) -> list[str]:
+    """Return the plan's lines: ranks, batch, model, stages, memory and what was published.
+
+    With `everything`, each stage with its memory by terms, and what the numbers rest on.
+    """
     if made.shape is None:
         return []
     try:
-        return [*_stages(made, gpu), *_fullest(made, gpu)]
+        rows = list(_every_stage(made)) if everything else _stages(made, site.gpu)
+        lines = [
+            *structure(made, site),
+            f"model      {_model(made)}",
+            *rows,
+            f"memory     {_fullest(made, site.gpu)}",
+            *_published(made, site),
+        ]
+        return lines + [f"assumed    {line}" for line in made.assumptions() if everything]
     except (ValueError, ArithmeticError, LookupError) as error:
         return [f"warning: no plan could be made: {error}"]
 
 
-def _stages(made: Plan, gpu: str | None) -> list[str]:
-    """Return the model's line, then one for each run of equal pipeline stages."""
-    model, step = parameters.whole(made.shape.model), flops.iteration(made.shape)
-    mtp = f" and {_billions(model.mtp)} of MTP" if model.mtp else ""
-    gpus = made.shape.parallel.world
-    lines = [
-        f"{_billions(model.total)} parameters, {_billions(model.active)} active{mtp}; "
-        f"{flops.per_token(made.shape) / 1e9:.1f} GFLOP a token, {step / 1e15:.1f} PFLOP a step "
-        f"({step / gpus / 1e12:.1f} TFLOP a GPU)"
-    ]
-    capacity = memory.GPU_GIB[gpu] if gpu else max(one.total for one in made.memory) / memory.GIB
-    rows = [
-        (
-            stages.describe(stage),
-            _billions(count.total),
-            one.total / memory.GIB,
-        )
-        for stage, count, one in zip(made.stages, made.counts, made.memory)
-    ]
-    width = max(len(row[0]) for row in rows)
-    number = 0
-    for (content, size, total), run in groupby(
-        rows, key=lambda row: (row[0], row[1], round(row[2]))
-    ):
-        length = len(list(run))
-        ranks = f"{number}-{number + length - 1}" if length > 1 else f"{number}"
-        number += length
-        lines.append(
-            f"stage {ranks:<6}{content:<{width}}  {size:>7}  {total:4} GiB {_bar(total / capacity)}"
-        )
-    return lines
+def structure(made: Plan, site: Site) -> list[str]:
+    """Return which ranks do what, and the batch's arithmetic."""
+    shape = made.shape
+    parallel, training = shape.parallel, shape.training
+    virtual = stages.virtual_stages(shape)
 
+    def spread(ranks: int) -> str:
+        """Say how many nodes consecutive ranks lie on."""
+        if ranks <= site.tasks_per_node:
+            return "within a node"
+        return f"over {-(-ranks // site.tasks_per_node)} nodes"
 
-def _fullest(made: Plan, gpu: str | None) -> list[str]:
-    """Return the fullest rank's memory by terms, and a warning where a GPU has less."""
-    worst = memory.worst(made.memory)
-    need = worst.total / memory.GIB
-    limit = f" of {memory.GPU_GIB[gpu]:.0f} ({gpu})" if gpu else ""
-    lines = [
-        f"memory, fullest rank {worst.pipeline_rank}: {need:.1f} GiB{limit} = "
-        + ", ".join(f"{name} {size / memory.GIB:.1f}" for name, size in _terms(worst))
-        + " (estimate)"
-    ]
-    if gpu and memory.room(made.memory, gpu) < 0:
-        lines.append(
-            f"warning: pipeline rank {worst.pipeline_rank} needs {need:.0f} GiB and "
-            f"GPU={gpu} has {memory.GPU_GIB[gpu]:.0f} (estimate, not calibrated on a GPU)"
-        )
-    return lines
-
-
-def _terms(rank: memory.Rank) -> Sequence[tuple[str, int]]:
-    return (
-        ("weights", rank.weights),
-        ("gradients", rank.gradients),
-        ("optimizer", rank.optimizer),
-        ("activations", rank.activations),
-        ("logits", rank.logits),
-        ("working", rank.working),
-        ("framework", rank.framework),
+    # Ranks count through TP, then CP or EP, then DP, then PP (initialize_model_parallel's order).
+    where = [f"TP {spread(parallel.tensor)}"] if parallel.tensor > 1 else []
+    where += [f"CP {spread(parallel.tensor * parallel.context)}"] if parallel.context > 1 else []
+    where += (
+        [f"EP {spread(parallel.expert_tensor * parallel.expert)}"] if parallel.expert > 1 else []
     )
+    where += (
+        [f"a stage {spread(parallel.world // parallel.pipeline)}"] if parallel.pipeline > 1 else []
+    )
+    micro_batches = training.global_batch / (training.micro_batch * parallel.data)
+    idle = (parallel.pipeline - 1) / (virtual * micro_batches)
+    return [
+        f"ranks      TP{parallel.tensor} CP{parallel.context} DP{parallel.data} "
+        f"PP{parallel.pipeline} VPP{virtual}; experts ETP{parallel.expert_tensor} "
+        f"EP{parallel.expert} EDP{parallel.expert_data}" + "".join(f"; {one}" for one in where),
+        f"batch      {training.global_batch} sequences of {training.sequence} tokens = "
+        f"DP{parallel.data} × {micro_batches:g} micro-batches of {training.micro_batch}"
+        # Narayanan et al., arXiv:2104.04473, section 2.2.2.
+        + (f"; pipeline bubble {idle:.1%} of the ideal step" if parallel.pipeline > 1 else ""),
+    ]
+
+
+def _model(made: Plan) -> str:
+    model = parameters.whole(made.shape.model)
+    mtp = f" and {_billions(model.mtp)} of MTP" if model.mtp else ""
+    share = flops.iteration(made.shape) / made.shape.parallel.world
+    return (
+        f"{_billions(model.total)} parameters, {_billions(model.active)} active{mtp}; "
+        f"{flops.per_token(made.shape) / 1e9:.1f} GFLOP a token, {share / 1e12:,.0f} TFLOP a GPU "
+        "and step (Megatron's count)"
+    )
+
+
+def _stages(made: Plan, gpu: str | None) -> list[str]:
+    """Return a line for each run of pipeline stages that hold the same, the fullest's memory."""
+    most = max(one.total for one in made.memory) / memory.GIB
+    capacity = memory.GPU_GIB[gpu] if gpu else most
+    rows = []
+    held = zip(made.stages, made.counts, made.memory)
+    for (content, size), run in groupby(
+        held, key=lambda one: (stages.describe(one[0]), _billions(one[1].total))
+    ):
+        ranks = [one for _, _, one in run]
+        rows.append((_numbers(ranks), content, size, max(one.total for one in ranks) / memory.GIB))
+    width = max(len(row[1]) for row in rows)
+    lines = [
+        f"stage {numbers:<5}{content:<{width}}  {size:>6}  {full:4.0f} GiB {_bar(full / capacity)}"
+        for numbers, content, size, full in rows
+    ]
+    if len(lines) <= ROWS:
+        return lines
+    fullest = max(range(len(rows)), key=lambda row: rows[row][3])
+    ends = {*range(ROWS // 2), *range(len(rows) - ROWS // 2, len(rows)), fullest}
+    shown = [line for row, line in enumerate(lines) if row in ends]
+    return [*shown, f"           {len(lines) - len(shown)} more: python -m launcher plan --all"]
+
+
+def _numbers(ranks: Sequence[memory.Rank]) -> str:
+    first, last = ranks[0].pipeline_rank, ranks[-1].pipeline_rank
+    return f"{first}-{last}" if last > first else f"{first}"
+
+
+def _every_stage(made: Plan) -> Iterator[str]:
+    for stage, count, one in zip(made.stages, made.counts, made.memory):
+        yield (
+            f"stage {stage.pipeline_rank:<5}{stages.describe(stage)}; {_billions(count.dense)} "
+            f"dense and {_billions(count.routed)} expert parameters; in flight "
+            + ", ".join(map(str, one.in_flight))
+        )
+        yield f"           {one.total / memory.GIB:.1f} GiB = {_terms(one)}"
+
+
+def _fullest(made: Plan, gpu: str | None) -> str:
+    """Return the fullest rank's memory by terms, and whether it fits."""
+    worst = memory.worst(made.memory)
+    limit = f" of {memory.GPU_GIB[gpu]:.0f} ({gpu})" if gpu else ""
+    return (
+        f"stage {worst.pipeline_rank} is fullest: {worst.total / memory.GIB:.1f} GiB{limit} = "
+        f"{_terms(worst)} (estimate)"
+    )
+
+
+def too_full(made: Plan, gpu: str | None) -> Finding | None:
+    """Return the warning that the fullest rank needs more memory than its GPU has."""
+    if made.shape is None or gpu is None or memory.room(made.memory, gpu) >= 0:
+        return None
+    worst = memory.worst(made.memory)
+    return Finding(
+        "warning",
+        f"pipeline rank {worst.pipeline_rank} needs {worst.total / memory.GIB:.0f} GiB and "
+        f"GPU={gpu} has {memory.GPU_GIB[gpu]:.0f} (estimate, not calibrated on a GPU)",
+        "memory",
+    )
+
+
+def _terms(rank: memory.Rank) -> str:
+    sizes = [(name, getattr(rank, name) / memory.GIB) for name in MEMORY]
+    return ", ".join(f"{name} {size:.1f}" for name, size in sizes if size >= 0.05)
+
+
+def _published(made: Plan, site: Site) -> list[str]:
+    """Return what the nearest published result makes one expect of this job."""
+    found = published.nearest(site.model, site.gpu, made.shape)
+    if found is None:
+        return [f"published  nothing for {site.model} on {site.gpu}"] if site.gpu else []
+    share = flops.iteration(made.shape) / made.shape.parallel.world
+    seconds = share / 1e12 / found.tflops
+    tokens = made.shape.training.global_batch * made.shape.training.sequence
+    rate = tokens / made.shape.parallel.world / seconds
+    unlike = "; ".join(found.differences)
+    return [
+        f"published  {found.tflops:,.0f} TFLOPS/GPU on {found.sizes}; at that rate {seconds:.1f} s "
+        f"a step, {rate:,.0f} tokens/s/GPU",
+        f"           {found.settings['software']}: {found.settings['source']}",
+        *([f"           this job has {unlike}"] if unlike else []),
+    ]
+
+
+def as_data(made: Plan, site: Site) -> dict[str, Any]:
+    """Return the plan for tools: sizes in bytes, operations and numbers of parameters."""
+    shape = made.shape
+    if shape is None:
+        return {}
+    whole = parameters.whole(shape.model)
+    training, parallel = shape.training, shape.parallel
+    found = published.nearest(site.model, site.gpu, shape)
+    return {
+        "parallelism": {
+            "world_size": parallel.world,
+            "tensor": parallel.tensor,
+            "context": parallel.context,
+            "data": parallel.data,
+            "pipeline": parallel.pipeline,
+            "virtual_pipeline": stages.virtual_stages(shape),
+            "expert_tensor": parallel.expert_tensor,
+            "expert": parallel.expert,
+            "expert_data": parallel.expert_data,
+        },
+        "batch": {
+            "micro_batch_size": training.micro_batch,
+            "global_batch_size": training.global_batch,
+            "sequence_length": training.sequence,
+            "micro_batches": training.global_batch // (training.micro_batch * parallel.data),
+        },
+        "parameters": {"total": whole.total, "active": whole.active, "mtp": whole.mtp},
+        "flops": {
+            "per_token": flops.per_token(shape),
+            "per_step": flops.iteration(shape),
+            "convention": flops.CONVENTION,
+        },
+        "stages": [
+            {
+                "pipeline_rank": stage.pipeline_rank,
+                "chunks": [_chunk(chunk) for chunk in stage.chunks],
+                "parameters": count.total,
+                "expert_parameters": count.routed,
+                "memory": {name: getattr(one, name) for name in (*MEMORY, "total")},
+                "in_flight": list(one.in_flight),
+            }
+            for stage, count, one in zip(made.stages, made.counts, made.memory)
+        ],
+        "gpu": {"name": site.gpu, "memory": round(memory.GPU_GIB[site.gpu] * memory.GIB)}
+        if site.gpu
+        else None,
+        "assumptions": made.assumptions(),
+        "published": {**found.settings, "differences": list(found.differences)} if found else None,
+    }
+
+
+def _chunk(chunk: stages.Chunk) -> dict[str, Any]:
+    return {
+        "virtual_stage": chunk.virtual_stage,
+        "layers": [{"number": layer.number, "kind": layer.kind} for layer in chunk.layers],
+        "embedding": chunk.embedding,
+        "loss": chunk.loss,
+    }
 
 
 def _bar(share: float) -> str:

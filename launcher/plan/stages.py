@@ -7,7 +7,7 @@ get_num_layers_to_build (transformer_block.py), get_transformer_layer_offset
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -248,22 +248,6 @@ def _offset(shape: Shape, rank: int, stage: int, virtual: int) -> int:
     if middle_stages == 0:
         raise ValueError("virtual stages need a stage between the first and the last")
     return stage * row + first // virtual + middle_rank * (middle // virtual // middle_stages)
-
-
-def table(stages: Sequence[Stage]) -> str:
-    """Return the stages as a table: a line for each run of equal ones, repeated chunks folded."""
-    rows = []
-    for _, run in _runs(stages, key=lambda stage: tuple(map(_describe, stage.chunks))):
-        ranks = f"{run[0].pipeline_rank}" + (f"-{run[-1].pipeline_rank}" if len(run) > 1 else "")
-        layers = len(run[0].layers)
-        rows.append((ranks, f"{layers} layer{'s' if layers != 1 else ''}", describe(run[0])))
-    chunked = any(len(stage.chunks) > 1 for stage in stages)
-    rows.insert(0, ("stage", "", "virtual stages, | between them" if chunked else ""))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(
-        f"{ranks:<{widths[0]}}  {layers:>{widths[1]}}  {text}".rstrip()
-        for ranks, layers, text in rows
-    )
 
 
 def describe(stage: Stage) -> str:

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/dry_run.py [rounds]
 
-Both are whole processes, measured in turns on the same machine, so the ratio means something on any.
+Whole processes, measured in turns on the same machine, so the ratios mean something on any. What
+the plan costs is shown by a dry run whose plan is empty: nothing is checked, counted or printed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ sys.path.insert(0, str(ROOT))
 
 ENVIRONMENT = {**os.environ, "MODEL": "DeepSeek-V3", "DRY_RUN": "1", "TIMESTAMP": "260101_120000"}
 
+UNPLANNED = """
+import sys
+from launcher import cli, job
+from launcher.plan.sheet import Plan
+job.plan = lambda *_: Plan(None, (), ())
+sys.exit(cli.main(["submit"]))
+"""
+PLANNED = """
+import sys
+from launcher import cli
+sys.exit(cli.main(["submit"]))
+"""
+
 
 def seconds(command: list[str]) -> float:
     start = time.perf_counter()
@@ -32,17 +46,20 @@ def in_process(times: int) -> float:
     """Return the seconds that `times` jobs take to build and render in one process."""
     from launcher import job, settings
 
-    layers = subprocess.run(
-        ["bash", "-c", 'exec() { env -0; exit; }; source "$0"', str(ROOT / "sbatch_benchmarking.sh")],
-        env=ENVIRONMENT, capture_output=True, check=True,
-    )  # fmt: skip
-    environ = dict(
-        entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry
-    )
+    environ = layered()
     start = time.perf_counter()
     for _ in range(times):
         job.render(job.build(settings.read(environ), [], environ))
     return time.perf_counter() - start
+
+
+def layered() -> dict[str, str]:
+    """Return the environment that the layers leave to the launcher."""
+    layers = subprocess.run(
+        ["bash", "-c", 'exec() { env -0; exit; }; source "$0"', str(ROOT / "sbatch_benchmarking.sh")],
+        env=ENVIRONMENT, capture_output=True, check=True,
+    )  # fmt: skip
+    return dict(entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry)
 
 
 def main() -> None:
@@ -51,8 +68,16 @@ def main() -> None:
     dry_run = ["bash", str(ROOT / "sbatch_benchmarking.sh")]
     pairs = [(seconds(imports), seconds(dry_run)) for _ in range(rounds)]
     base, dry = (statistics.median(column) for column in zip(*pairs))
+    ENVIRONMENT.update(layered(), PYTHONPATH=str(ROOT))
+    unplanned, planned = (["python3", "-c", code] for code in (UNPLANNED, PLANNED))
+    pairs = [(seconds(unplanned), seconds(planned)) for _ in range(rounds)]
+    without, plan = (statistics.median(column) for column in zip(*pairs))
     print(f"import yaml, jinja2   {base * 1000:6.0f} ms")
     print(f"dry run               {dry * 1000:6.0f} ms   {dry / base:.2f} times the import")
+    print(f"its Python, no plan   {without * 1000:6.0f} ms")
+    print(
+        f"its Python            {plan * 1000:6.0f} ms   {plan / without:.2f} times without a plan"
+    )
     print(f"1,000 renders in one process   {in_process(1000):.2f} s")
 
 

@@ -1,0 +1,62 @@
+"""VERIFY=1: Megatron itself reads the job, and the plan is held against its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+from launching import ROOT, launch
+
+from launcher import job, settings, verification
+
+VARIABLES = {"MODEL": "Qwen3-30B-A3B", "VERIFY": "1", "LAUNCHER_COMMAND": "plan"}
+
+
+def test_only_releases_that_the_judge_knows_are_asked():
+    seen = launch(MCORE_RELEASE_VERSION="0.17", **VARIABLES)
+    assert seen.status == 1
+    (line,) = [line for line in seen.stderr.splitlines() if line.startswith("error: ")]
+    assert "VERIFY=1 asks Megatron-Core 0.19 or dev; this job is for MCORE_RELEASE_VERSION" in line
+
+
+@pytest.mark.slow
+def test_megatron_and_the_plan_agree():
+    seen = launch(PP="2", VPP="2", **VARIABLES)
+    assert seen.status == 0, seen.stdout + seen.stderr
+    assert "accepts the job and has the plan's parameters on all 2 stages" in seen.stdout
+
+
+@pytest.mark.slow
+def test_a_refusal_is_megatrons_own_word():
+    words = ["--pipeline-model-parallel-layout", "Et*20|t*27L"]  # of 48 layers
+    seen = launch(words, PP="2", PLAN_FORMAT="json", **VARIABLES)
+    assert seen.status == 1
+    said = json.loads(seen.stdout)
+    assert not said["accepted"]
+    assert not said["megatron"]["accepted"]
+    assert said["megatron"]["refused_by"] == "configuration"
+    assert said["megatron"]["differences"] == []
+
+
+@pytest.mark.slow
+def test_a_wrong_plan_is_found_out():
+    """A plan that miscounts one stage by one parameter is a difference."""
+    environment = {
+        **os.environ, "MODEL": "Qwen3-30B-A3B", "MODEL_NAME": "Qwen3-30B-A3B",
+        "CLUSTER": "template", "WORKSPACE": str(ROOT), "OUTPUT_PATH": "/tmp",
+        "MCORE_RELEASE_VERSION": "0.19", "TP": "1", "PP": "2", "EP": "8", "CP": "1", "VPP": "1",
+        "MBS": "1", "GBS": "256", "SEQ_LEN": "4096", "NNODES": "2", "RUN_TIME": "10",
+        "MEGATRON_PATH": "/nowhere", "CONTAINER_IMAGE": "image", "PR": "bf16", "PROFILE": "0",
+        "WANDB_MODE": "disabled",
+    }  # fmt: skip
+    described = job.build(settings.read(environment), [], environment)
+    counts = list(described.plan.counts)
+    counts[1] = dataclasses.replace(counts[1], dense=counts[1].dense + 1)
+    vars(described.plan)["counts"] = tuple(counts)  # where the plan keeps what it worked out
+    opinion = verification.ask(described)
+    assert opinion.accepted
+    (difference,) = opinion.differences
+    assert difference.startswith("stage 1 has ")
+    assert not opinion.agrees
