@@ -11,5 +11,6 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 readonly ROOT
 cd "$ROOT"
 bash launcher/setup.sh test
-if [[ ${1:-} == --fast ]]; then set -- -m "not slow" "${@:2}"; fi
+# Training processes share the cores among themselves; the fast tests are single processes.
+if [[ ${1:-} == --fast ]]; then set -- -m "not slow" --numprocesses auto "${@:2}"; fi
 exec .venv/training/bin/python -m pytest "$@"
