@@ -24,7 +24,7 @@ It is null in a refusal when this judge failed, not the job.
 
 A job's own arguments are parsed, validated, made a configuration and grouped at its world size, as
 if the containers' Transformer Engine were there. Only then, to build the model on the meta device,
-is replaced what cannot be had here (`REPLACED`).
+is replaced what cannot be had here (launcher/replacements.py, `NOT_BUILT`, `BUILT_WITH`).
 """
 
 from __future__ import annotations
@@ -55,97 +55,30 @@ KEPT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 _OWN_FAULT = "this judge failed"
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """Flags that the model is built without, the words that stand in for them, and why."""
-
-    reason: str
-    flags: tuple[str, ...]
-    instead: tuple[str, ...] = ()
-
-
-# None of these changes a shape or a layer's place: the parameters stay the real model's.
-REPLACED = (
-    Replacement(
-        "Transformer Engine's modules have the shapes of Megatron's local ones",
-        ("--transformer-impl",),
-        ("--transformer-impl", "local"),
-    ),
-    Replacement(
-        "the ranks of this world do not exist; the fake groups refuse the flex dispatcher",
-        (
-            "--moe-token-dispatcher-type",
-            "--moe-flex-dispatcher-backend",
-            "--moe-enable-deepep",
-            "--moe-hybridep-num-sms",
-            "--moe-deepep-num-sms",
-            "--moe-flex-dispatcher-num-sms",
-            "--moe-permute-fusion-into-hybridep",
-        ),
-        ("--fake-process-group", "--moe-token-dispatcher-type", "alltoall"),
-    ),
-    Replacement(
-        "fused kernels are Transformer Engine's, Apex's or Triton's",
-        (
-            "--moe-permute-fusion",
-            "--moe-router-fusion",
-            "--tp-comm-overlap",
-            "--delay-wgrad-compute",
-        ),
-        (
-            "--no-gradient-accumulation-fusion",
-            "--no-masked-softmax-fusion",
-            "--no-persist-layer-norm",
-            "--no-rope-fusion",
-        ),
-    ),
-    Replacement(
-        "FP8 and FP4 are Transformer Engine's; a parameter counts the same in either",
-        (
-            "--fp4-format",
-            "--fp4-param-gather",
-            "--fp4-recipe",
-            "--fp8-format",
-            "--fp8-recipe",
-            "--fp8-param-gather",
-            "--reuse-grad-buf-for-mxfp8-param-ag",
-            "--moe-router-padding-for-quantization",
-            "--moe-router-padding-for-fp8",
-        ),
-    ),
-    Replacement(
-        "nothing runs, so nothing is recomputed, captured or offloaded; all need the engine",
-        (
-            "--recompute-granularity",
-            "--recompute-method",
-            "--recompute-modules",
-            "--recompute-num-layers",
-            "--recompute-activations",
-            "--cuda-graph-impl",
-            "--cuda-graph-modules",
-            "--cuda-graph-scope",
-            "--cuda-graph-warmup-steps",
-            "--enable-cuda-graph",
-            "--external-cuda-graph",
-            "--te-rng-tracker",
-            "--fine-grained-activation-offloading",
-            "--offload-modules",
-            "--delay-offload-until-cuda-graph",
-        ),
-    ),
-    Replacement(
-        "there is no optimizer; its fused Adam is Transformer Engine's",
-        (
-            "--use-precision-aware-optimizer",
-            "--main-grads-dtype",
-            "--main-params-dtype",
-            "--exp-avg-dtype",
-            "--exp-avg-sq-dtype",
-            "--optimizer-cpu-offload",
-            "--overlap-cpu-optimizer-d2h-h2d",
-            "--offload-optimizer-states",
-        ),
-    ),
+# Beyond what a machine without Transformer Engine and GPUs replaces anyway. None of these changes a
+# shape or a layer's place, so the parameters stay the real model's.
+NOT_BUILT = (
+    # Nothing runs, so nothing is recomputed, captured or offloaded.
+    "--recompute-granularity",
+    "--recompute-method",
+    "--recompute-modules",
+    "--recompute-num-layers",
+    "--recompute-activations",
+    "--enable-cuda-graph",
+    "--external-cuda-graph",
+)
+BUILT_WITH = (
+    "--transformer-impl",
+    "local",
+    # The other ranks do not exist; the fake groups refuse the flex dispatcher.
+    "--fake-process-group",
+    "--moe-token-dispatcher-type",
+    "alltoall",
+    # Apex's, Transformer Engine's or Triton's kernels.
+    "--no-gradient-accumulation-fusion",
+    "--no-masked-softmax-fusion",
+    "--no-persist-layer-norm",
+    "--no-rope-fusion",
 )
 # What the containers' Transformer Engine has and Megatron asks for by name.
 _FUSED = {
@@ -472,15 +405,18 @@ def _check(job: Job) -> dict[str, int]:
 
 
 def replace(argv: Iterable[str]) -> list[str]:
-    """The words of Megatron's command line with `REPLACED` applied."""
-    removed = {flag for replacement in REPLACED for flag in replacement.flags}
+    """The words of Megatron's command line that the model is built with."""
+    from launcher.replacements import ON_THE_CPU, WITHOUT_TRANSFORMER_ENGINE
+
+    without = (*WITHOUT_TRANSFORMER_ENGINE, *ON_THE_CPU)
+    removed = {*NOT_BUILT, *BUILT_WITH, *(flag for one in without for flag in one.flags)}
     words, skipping = [], False
     for word in argv:
         if word.startswith("--"):
             skipping = word.split("=", 1)[0] in removed
         if not skipping:
             words.append(word)
-    return [*words, *(word for replacement in REPLACED for word in replacement.instead)]
+    return [*words, *BUILT_WITH]
 
 
 def _count(job: Job, pipeline_rank: int) -> dict[str, dict[str, int]]:
