@@ -361,7 +361,7 @@ def _validate(args: Any) -> None:
             rank=args.rank,
             global_batch_size=args.global_batch_size,
             micro_batch_size=args.micro_batch_size,
-            data_parallel_size=args.data_parallel_size * args.gtp_weight_remat_size,
+            data_parallel_size=args.data_parallel_size * getattr(args, "gtp_weight_remat_size", 1),
             decrease_batch_size_if_needed=args.decrease_batch_size_if_needed,
             step_batch_size_schedule=args.step_batch_size_schedule,
             seq_length=args.seq_length,
