@@ -64,6 +64,9 @@ def expand(text: str) -> list[str]:
     return re.sub(r"(.)\*(\d+)", lambda letter: letter[1] * int(letter[2]), text).split("|")
 
 
+_MOST = 1_000_000  # entries of a list: no model has that many layers
+
+
 def layer_pattern(text: str, layers: int) -> list[int]:
     """Return one 0 or 1 a layer from `--moe-layer-freq` or `--linear-attention-freq`.
 
@@ -73,17 +76,49 @@ def layer_pattern(text: str, layers: int) -> list[int]:
     if text.isdigit():
         return [int(layer % int(text) == 0) for layer in range(layers)]
     try:
+        pattern = expression(text)
+    except (ValueError, TypeError):
+        pattern = None
+    if not isinstance(pattern, list) or not all(type(entry) is int for entry in pattern):
+        raise ValueError(f"{text!r} is no layer pattern such as ([0]*3+[1]*58)")
+    return pattern
+
+
+def expression(text: str) -> object:
+    """Evaluate an expression of lists, as Megatron's parser reads it. Raises ValueError."""
+    if re.search(r"[^,\d\[\]()+*]", text):
+        raise ValueError(text)
+    try:
         return _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, TypeError, MemoryError):
-        raise ValueError(f"{text!r} is no layer pattern such as ([0]*3+[1]*58)") from None
+    except (SyntaxError, MemoryError, RecursionError, OverflowError, IndexError) as error:
+        raise ValueError(text) from error
 
 
-def _evaluate(node: ast.expr):
-    if isinstance(node, ast.Constant) and type(node.value) is int:
+def _evaluate(node: ast.expr) -> object:
+    """Evaluate what can be written with digits, brackets, commas, + and *, within reason."""
+    if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.List):
-        return [_evaluate(element) for element in node.elts]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items: list[object] = []
+        for element in node.elts:
+            if isinstance(element, ast.Starred):
+                items += _evaluate(element.value)
+            else:
+                items.append(_evaluate(element))
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd):
+        return +_evaluate(node.operand)
+    if isinstance(node, ast.Subscript):
+        return _evaluate(node.value)[_evaluate(node.slice)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult, ast.Pow)):
         left, right = _evaluate(node.left), _evaluate(node.right)
-        return left + right if isinstance(node.op, ast.Add) else left * right
-    raise TypeError
+        if isinstance(node.op, ast.Add):
+            return left + right
+        size = len(left) if isinstance(left, (list, tuple)) else 1
+        size *= len(right) if isinstance(right, (list, tuple)) else 1
+        for factor in (left, right):
+            # A number that long only costs time.
+            if isinstance(factor, int) and size * factor > _MOST:
+                raise ValueError("too long")
+        return left * right if isinstance(node.op, ast.Mult) else left**right
+    raise ValueError(ast.dump(node))

@@ -6,7 +6,6 @@ values and their number is argparse's own reading, so an error means that Megatr
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import math
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from launcher.arguments import Argument, Arguments
 from launcher.errors import did_you_mean
+from launcher.layout import expression
 from launcher.plan import Finding
 from launcher.releases import RENAMES, SUPPORTED, Rename, index
 
@@ -247,49 +247,7 @@ def _advice(argument: Argument, known: Flag, catalogue: Catalogue) -> list[str]:
 
 def _pattern(text: str) -> object:
     """Read a layer frequency as Megatron does: a whole number, or an expression of lists."""
-    return _expression(text) if "[" in text else int(text)
-
-
-def _expression(text: str) -> object:
-    if re.search(r"[^,\d\[\]()+*]", text):
-        raise ValueError(text)
-    try:
-        return _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, MemoryError, RecursionError, OverflowError, IndexError) as error:
-        raise ValueError(text) from error
-
-
-def _evaluate(node: ast.expr) -> object:
-    """Evaluate what can be written with digits, brackets, commas, + and *, within reason."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple)):
-        items: list[object] = []
-        for element in node.elts:
-            if isinstance(element, ast.Starred):
-                items += _evaluate(element.value)
-            else:
-                items.append(_evaluate(element))
-        return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd):
-        return +_evaluate(node.operand)
-    if isinstance(node, ast.Subscript):
-        return _evaluate(node.value)[_evaluate(node.slice)]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult, ast.Pow)):
-        left, right = _evaluate(node.left), _evaluate(node.right)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        size = len(left) if isinstance(left, (list, tuple)) else 1
-        size *= len(right) if isinstance(right, (list, tuple)) else 1
-        for factor in (left, right):
-            # No model has that many layers, and a number that long only costs time.
-            if isinstance(factor, int) and size * factor > _MOST:
-                raise ValueError("too long")
-        return left * right if isinstance(node.op, ast.Mult) else left**right
-    raise ValueError(ast.dump(node))
-
-
-_MOST = 1_000_000
+    return expression(text) if "[" in text else int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -309,7 +267,7 @@ _TYPES: Mapping[str, tuple[Callable[[str], object], str]] = {
     "moe_freq_type": _FREQUENCY,
     "la_freq_type": _FREQUENCY,
     "no_rope_freq_type": _FREQUENCY,
-    "compress_ratios_type": (_expression, "a list such as ([0]*2+[4]*58)"),
+    "compress_ratios_type": (expression, "a list such as ([0]*2+[4]*58)"),
     "tuple_type": (_numbers, "whole numbers with commas between them"),
     "_parse_pad_packed_seq_alignment": (_alignment, "max or a whole number"),
 }
