@@ -40,7 +40,7 @@ class Rank:
 
     pipeline_rank: int
     weights: int
-    gradients: int
+    gradients: int  # Transformer Engine's placeholders included
     optimizer: int  # what stays on the GPU throughout
     offloaded_states: int  # what is on the GPU during the optimizer's step only
     activations: int  # saved for backward by all micro-batches in flight
@@ -89,15 +89,17 @@ def rank(shape: Shape, stage: Stage, count: Count, imbalance: float | None = Non
     losses = [logits(shape, chunk) for chunk in stage.chunks]
     flying = in_flight(shape, stage.pipeline_rank, [one + loss for one, loss in zip(saved, losses)])
     resident, visiting = optimizer(shape, count)
+    at_work = max((working(shape, one, imbalance) for one in kinds.values()), default=0.0)
     return Rank(
         pipeline_rank=stage.pipeline_rank,
         weights=weights(shape, count),
-        gradients=gradients(shape, count),
+        gradients=gradients(shape, count) + placeholders(shape, stage),
         optimizer=resident,
         offloaded_states=visiting,
         activations=round(sum(one * n for one, n in zip(saved, flying))),
         logits=round(sum(one * n for one, n in zip(losses, flying))),
-        working=round(max((working(shape, one, imbalance) for one in kinds.values()), default=0.0)),
+        # A layer goes backward only after the loss of its micro-batch, whose logits are gone then.
+        working=round(max(0.0, at_work - max(losses))),
         framework=FRAMEWORK + DISPATCHER.get(shape.training.dispatcher, 0),
         in_flight=flying,
     )
@@ -173,6 +175,22 @@ def gradients(shape: Shape, count: Count) -> int:
     return count.total * shape.training.gradient_bytes
 
 
+def placeholders(shape: Shape, stage: Stage) -> int:
+    """Return what Transformer Engine hands autograd as the gradients of weights.
+
+    Its fused accumulation writes a weight's gradient straight into the buffer; autograd still asks
+    for a tensor of the weight's shape and type, and gets one that nobody reads: a single one for
+    each shape, kept from the first backward on (get_dummy_wgrad, transformer_engine/pytorch/module/
+    base.py; core/tensor_parallel/layers.py asks for the output layer's).
+    """
+    if not shape.training.fused_gradients:
+        return 0
+    shapes = {one for layer in stage.layers for one in parameters.products(shape, layer)}
+    if any(chunk.loss for chunk in stage.chunks):
+        shapes.add((shape.model.vocabulary // shape.parallel.tensor, shape.model.hidden))
+    return sum(rows * columns for rows, columns in shapes) * shape.training.weight_bytes
+
+
 def optimizer(shape: Shape, count: Count) -> tuple[int, int]:
     """Return the optimizer's bytes that stay on the GPU, and those there during its step only.
 
@@ -230,22 +248,24 @@ def in_flight(shape: Shape, pipeline_rank: int, sizes: Sequence[float]) -> tuple
     group = min(shape.training.group_size or stages, micro_batches)
     ahead = (stages - pipeline_rank - 1) * 2 + (virtual - 1) * group
     ahead += shape.training.overlap_experts
-    total = micro_batches * virtual
+    order = [
+        chunk
+        for start in range(0, micro_batches, group)
+        for chunk in range(virtual)
+        for _ in range(start, min(start + group, micro_batches))
+    ]
     held = [0] * virtual
     fullest, size, most = tuple(held), 0.0, 0.0
-    # Memory grows until the first backward; two rounds over all chunks show the steady state.
-    for step in range(min(total, ahead + 2 * group * virtual)):
-        chunk = step // group % virtual
+    for step, chunk in enumerate(order):
         held[chunk] += 1
         size += sizes[chunk]
-        if step < ahead:
-            continue
         if size > most:
             fullest, most = tuple(held), size
-        done = virtual - 1 - (step - ahead) // group % virtual
-        held[done] -= 1
-        size -= sizes[done]
-    return fullest if most else tuple(held)
+        if step >= ahead:
+            done = virtual - 1 - order[step - ahead]
+            held[done] -= 1
+            size -= sizes[done]
+    return fullest
 
 
 def chunk_activations(shape: Shape, chunk: Chunk, sizes: Mapping[str, float]) -> float:
@@ -346,18 +366,20 @@ def _spared(*modules: str) -> frozenset[str]:
 def grouped(shape: Shape) -> tuple[Saved, ...]:
     """List what grouped-query attention saves (core/transformer/attention.py).
 
-    The norm is fused into linear_qkv, which saves both its own input and the normed one. Its
-    output stays alive through the value, a view of it; rotated queries and keys are new tensors.
+    The norm is fused into linear_qkv, which saves both its own input and the normed one. Rotated
+    queries and keys are new tensors, and Transformer Engine copies the value out of the projection
+    (get_qkv_layout), which is thereby free; but a recomputed core keeps the view that it was given.
+    Norms of queries and keys save copies of what they read, and one number a token and head.
     Flash attention saves its output, which is linear_proj's input too, and one number a token and
     head. An output gate is applied in FP32: its sigmoid and the gated product are saved besides.
     """
     attention, parallel = shape.model.attention, shape.parallel
     inside, outside = tokens(shape), own_tokens(shape)
-    queries = attention.heads * attention.head_dim / parallel.tensor
-    keys = (
-        attention.query_groups * attention.head_dim / min(parallel.tensor, attention.query_groups)
-    )
-    projected = queries * (1 + attention.output_gate) + 2 * keys
+    heads = attention.heads / parallel.tensor
+    groups = attention.query_groups / min(parallel.tensor, attention.query_groups)
+    queries, keys = heads * attention.head_dim, groups * attention.head_dim
+    viewed = "core_attn" in shape.training.recompute_modules
+    values = queries * (1 + attention.output_gate) + 2 * keys if viewed else keys
     saved = [
         Saved("attention's input", layer_input(shape), offloaded_by="attn_norm"),
         Saved(
@@ -365,14 +387,16 @@ def grouped(shape: Shape) -> tuple[Saved, ...]:
             outside * shape.model.hidden * product_input(shape),
             offloaded_by="qkv_linear",
         ),
-        Saved("query, key and value", inside * projected * ACTIVATION),
         Saved(
-            "rotated query and key",
-            inside * (queries + keys) * ACTIVATION,
+            "query, key and value",
+            inside * (queries + keys + values) * ACTIVATION,
             offloaded_by="core_attn",
         ),
         *_core(shape, queries, attention.heads),
     ]
+    if attention.qk_norm:
+        copies = (queries + keys) * ACTIVATION + (heads + groups) * SINGLE
+        saved.append(Saved("query and key before their norms", inside * copies))
     if attention.output_gate:
         saved.append(Saved("output gate", inside * queries * (SINGLE + ACTIVATION)))
     return tuple(saved)

@@ -244,6 +244,44 @@ def _expert(model: Model, expert_tensor: int) -> int:
     return matrices + bias
 
 
+def products(shape: Shape, one: Layer) -> set[tuple[int, int]]:
+    """Return the rows and columns of a layer's weights that Transformer Engine multiplies by.
+
+    They are a rank's part of each matrix, and one matrix for each routed expert.
+    """
+    model, split = shape.model, shape.parallel.tensor
+    attention, net, moe = model.attention, model.linear_attention, model.experts
+    if one.linear and net is not None:
+        projected = 2 * net.keys + 2 * net.values + 2 * net.value_heads
+        found = {(projected // split, model.hidden), (model.hidden, net.values // split)}
+    elif attention.latent:
+        queries = attention.heads * (attention.qk_dim + attention.rope_dim) // split
+        found = {
+            (attention.kv_rank + attention.rope_dim, model.hidden),
+            (attention.heads * (attention.qk_dim + attention.v_dim) // split, attention.kv_rank),
+            (model.hidden, attention.heads * attention.v_dim // split),
+            (queries, attention.q_rank or model.hidden),
+        }
+        if attention.q_rank:
+            found.add((attention.q_rank, model.hidden))
+    else:
+        groups = max(split, attention.query_groups)
+        heads = attention.heads * (1 + attention.output_gate) + 2 * groups
+        found = {
+            (heads * attention.head_dim // split, model.hidden),
+            (model.hidden, attention.heads * attention.head_dim // split),
+        }
+    feeds = [(model.hidden, model.ffn // split)]
+    if one.moe and moe is not None:
+        feeds = [(moe.latent or model.hidden, moe.ffn // shape.parallel.expert_tensor)]
+        feeds += [(model.hidden, moe.shared_ffn // split)] if moe.shared_ffn else []
+    for hidden, width in feeds:
+        found |= {(width * (1 + model.gated), hidden), (hidden, width)}
+    if one.mtp:
+        found.add((model.hidden // split, 2 * model.hidden))
+    return found
+
+
 def mtp_head(model: Model, parallel: Parallel) -> Count:
     """Count what MTP adds to its transformer layer: three norms and eh_proj.
 

@@ -141,6 +141,7 @@ class Training:
     fp8_parameters: bool  # --fp8-param-gather: FP8 weights are the only ones
     reuse_grad_buffer: bool  # MXFP8 parameters are gathered in the gradients' buffer
     gradient_bytes: int  # of a gradient as accumulated
+    fused_gradients: bool  # matrix products accumulate the gradients of weights themselves
     distributed_optimizer: bool
     precision_aware: bool
     main_gradient_bytes: int
@@ -378,6 +379,8 @@ def _training(arguments: Arguments, parallel: Parallel) -> Training:
         fp8_parameters=fp8 and "--fp8-param-gather" in arguments,
         reuse_grad_buffer="--reuse-grad-buf-for-mxfp8-param-ag" in arguments,
         gradient_bytes=4 if full or not half else 2,
+        fused_gradients="--no-gradient-accumulation-fusion" not in arguments
+        and value(arguments, "--transformer-impl") != "local",
         distributed_optimizer="--use-distributed-optimizer" in arguments,
         precision_aware="--use-precision-aware-optimizer" in arguments,
         main_gradient_bytes=main_gradients,
