@@ -14,9 +14,10 @@ from pathlib import Path
 import jinja2
 
 from launcher import knobs, local, model, releases, smoke
-from launcher.arguments import Arguments, argv, integer, merge, parse, quote, split, value
+from launcher.arguments import Arguments, argv, merge, parse, quote, split, value
 from launcher.errors import UsageError
 from launcher.plan.flags import release_of
+from launcher.plan.rules import Case
 from launcher.plan.sheet import Plan, Site, plan
 from launcher.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
 
@@ -123,14 +124,13 @@ def build(
     run_dir = Path(settings.OUTPUT_PATH) / "runs" / folder
     if settings.PROFILE in ("1", "nsys"):
         program = (*_nsys(run_dir), *program)
-    planned = plan(arguments, nodes * tasks_per_node, settings.MCORE_RELEASE_VERSION)
+    environment = _outranked(environment, environ)
+    planned = plan(_case(settings, arguments, environment, nodes, tasks_per_node))
     errors = [finding.message for finding in planned.findings if finding.severity == "error"]
-    if not errors:  # the sizes below are numbers only then
-        objections += _contradictions(arguments, nodes * tasks_per_node)
     return Job(
         settings=settings,
         arguments=arguments,
-        environment=_outranked(environment, environ),
+        environment=environment,
         program=program,
         name=name,
         run_dir=run_dir,
@@ -254,24 +254,26 @@ def _outranked(
     return merged
 
 
-def _contradictions(arguments: Arguments, world_size: int) -> list[str]:
-    """Return why the sizes cannot fit together (validate_args and initialize_model_parallel)."""
-    found = []
-    sizes = {name: integer(arguments, flag) for name, flag in list(FLAG_OF.items())[:4]}
-    model_parallel = sizes["TP"] * sizes["PP"] * sizes["CP"]
-    if world_size % model_parallel:
-        found.append(
-            f"world size {world_size} is not a multiple of TP*PP*CP = "
-            f"{sizes['TP']}*{sizes['PP']}*{sizes['CP']} = {model_parallel}"
-        )
-    etp = integer(arguments, "--expert-tensor-parallel-size", sizes["TP"])
-    expert_parallel = etp * sizes["EP"] * sizes["PP"]
-    if world_size % expert_parallel:
-        found.append(
-            f"world size {world_size} is not a multiple of ETP*EP*PP = "
-            f"{etp}*{sizes['EP']}*{sizes['PP']} = {expert_parallel}"
-        )
-    return found
+def _case(
+    settings: Settings,
+    arguments: Arguments,
+    environment: Mapping[str, tuple[str, str]],
+    nodes: int,
+    tasks_per_node: int,
+) -> Case:
+    """Return the job as the plan's rules see it."""
+    here = local.is_local(settings)
+    theirs = bool(settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH)
+    return Case(
+        arguments=arguments,
+        world_size=nodes * tasks_per_node,
+        release=releases.SUPPORTED[releases.index(settings.MCORE_RELEASE_VERSION)],
+        environment=environment,
+        gpu=None if here else settings.GPU,
+        tasks_per_node=tasks_per_node,
+        segment=settings.SEGMENT,
+        own_training=here and not theirs,
+    )
 
 
 def _check_depth(settings: Settings, arguments: Arguments) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from launcher.arguments import Arguments
-from launcher.plan import Finding, flags, flops, memory, parameters, published, stages
+from launcher.plan import Finding, flags, flops, memory, parameters, published, rules, stages
 from launcher.plan.parameters import Count
+from launcher.plan.rules import Case
 from launcher.plan.shape import Shape, read
 from launcher.plan.stages import Stage
 
@@ -52,21 +52,18 @@ class Plan:
         return memory.assumptions(self.shape) if self.shape else []
 
 
-def plan(arguments: Arguments, world_size: int, release: str) -> Plan:
-    """Work a job out from its Megatron arguments, and find what the release would refuse."""
-    found = flags.check(arguments, release)
-    if any(finding.severity == "error" for finding in found):
-        return Plan(None, (), tuple(found))
+def plan(case: Case) -> Plan:
+    """Work a job out from its Megatron arguments, and find what Megatron would refuse."""
+    found = [*flags.check(case.arguments, case.release), *rules.check(case)]
+    refused = any(finding.severity == "error" for finding in found)
     try:
-        shape = read(arguments, world_size)
+        shape = read(case.arguments, case.world_size)
+        split = stages.split(shape)
     except (ValueError, ArithmeticError, LookupError) as error:
-        found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
+        if not refused:  # otherwise that is why
+            found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
         return Plan(None, (), tuple(found))
-    try:
-        return Plan(shape, stages.split(shape), tuple(found))
-    except ValueError as error:  # Megatron refuses the same
-        found.append(Finding("error", str(error), "layout"))
-        return Plan(None, (), tuple(found))
+    return Plan(shape, split, tuple(found))
 
 
 def sheet(made: Plan, site: Site, everything: bool = False) -> list[str]:

@@ -1,0 +1,225 @@
+"""What a rule looks at: a job's arguments, its place, and Megatron's defaults for the rest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from launcher.arguments import Arguments
+from launcher.plan import flags
+
+Rule = Callable[["Case"], Iterator[str]]  # yields what is wrong, a line each
+
+
+class Unreadable(Exception):
+    """A value that a rule needs is none, or another rule's fault: the rule has nothing to say."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job as the rules see it. What the arguments leave open has the release's default."""
+
+    arguments: Arguments
+    world_size: int
+    release: str
+    environment: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # value, origin
+    gpu: str | None = None  # a name of memory.GPU_GIB; None: unknown
+    tasks_per_node: int = 8
+    segment: int | None = None  # nodes that share an NVLink domain, of 72 GPUs
+    own_training: bool = False  # runs launcher/megatron/gpt.py's model, not pretrain_gpt.py's
+
+    def has(self, *names: str) -> bool:
+        """Say whether any of the flags is given."""
+        return any(name in self.arguments for name in names)
+
+    def words(self, flag: str) -> tuple[str, ...]:
+        """Return a flag's values, Megatron's default for an absent one."""
+        if flag in self.arguments:
+            return self.arguments[flag].values
+        known = flags.load(self.release).get(flag)
+        if known is None or known.default is None or known.switch is not None:
+            return ()
+        if isinstance(known.default, (list, tuple)):
+            return tuple(map(str, known.default))
+        return (str(known.default),)
+
+    def text(self, flag: str) -> str | None:
+        """Return a flag's first value, or its default; None where there is neither."""
+        return next(iter(self.words(flag)), None)
+
+    def number(self, flag: str) -> int | None:
+        """Return a flag's value as a number. Raises Unreadable where it is none."""
+        return _convert(int, self.text(flag))
+
+    def real(self, flag: str) -> float | None:
+        """Return a flag's value as a fraction. Raises Unreadable where it is none."""
+        return _convert(float, self.text(flag))
+
+    def size(self, flag: str) -> int:
+        """Return a number that has to be positive. Raises Unreadable where it is not."""
+        number = self.number(flag)
+        if number is None or number < 1:
+            raise Unreadable(flag)
+        return number
+
+    def said(self, flag: str) -> str:
+        """Return a flag with its value and the place that set it, for a message."""
+        if flag in self.arguments:
+            argument = self.arguments[flag]
+            return f"{' '.join((flag, *argument.values))} ({argument.origin})"
+        value = " ".join(self.words(flag))
+        return f"{flag} {value} (Megatron's default)" if value else f"{flag} (not set)"
+
+    def variable(self, name: str) -> str | None:
+        """Return an environment variable of the training processes."""
+        return self.environment[name][0] if name in self.environment else None
+
+    def said_variable(self, name: str) -> str:
+        """Return a variable with its value and origin, for a message."""
+        if name not in self.environment:
+            return f"{name} is not set"
+        value, origin = self.environment[name]
+        return f"{name}={value} ({origin})"
+
+    # What several rules ask for.
+
+    @functools.cached_property
+    def tensor(self) -> int:
+        """TP."""
+        return self.size("--tensor-model-parallel-size")
+
+    @functools.cached_property
+    def pipeline(self) -> int:
+        """PP."""
+        return self.size("--pipeline-model-parallel-size")
+
+    @functools.cached_property
+    def context(self) -> int:
+        """CP."""
+        return self.size("--context-parallel-size")
+
+    @functools.cached_property
+    def expert(self) -> int:
+        """EP."""
+        return self.size("--expert-model-parallel-size")
+
+    @functools.cached_property
+    def expert_tensor(self) -> int:
+        """ETP; TP where it is not given."""
+        if self.number("--expert-tensor-parallel-size") is None:
+            return self.tensor
+        return self.size("--expert-tensor-parallel-size")
+
+    @functools.cached_property
+    def data(self) -> int:
+        """DP. Raises Unreadable where the world size does not allow it."""
+        model = self.tensor * self.pipeline * self.context
+        if self.world_size % model:
+            raise Unreadable("world size")
+        return self.world_size // model
+
+    @functools.cached_property
+    def sequence_parallel(self) -> bool:
+        """Whether Megatron uses sequence parallelism; it switches it off at TP1."""
+        return self.has("--sequence-parallel") and self.tensor > 1
+
+    @functools.cached_property
+    def experts(self) -> int | None:
+        """The number of experts; None in a dense model (0 means the same to Megatron)."""
+        return self.number("--num-experts") or None
+
+    @functools.cached_property
+    def layers(self) -> int:
+        """The decoder's depth."""
+        return self.size("--num-layers")
+
+    @functools.cached_property
+    def mtp(self) -> int:
+        """The number of MTP layers."""
+        return self.number("--mtp-num-layers") or 0
+
+    @functools.cached_property
+    def fp8(self) -> str | None:
+        """The FP8 recipe; None without FP8."""
+        return self.text("--fp8-recipe") if self.has("--fp8-format") else None
+
+    @functools.cached_property
+    def dispatcher(self) -> str:
+        """The token dispatcher: allgather, alltoall or flex."""
+        return self.text("--moe-token-dispatcher-type") or "allgather"
+
+    @functools.cached_property
+    def backend(self) -> str | None:
+        """What moves the tokens of the flex dispatcher; None with another one."""
+        if self.dispatcher != "flex":
+            return None
+        if self.has("--moe-enable-deepep"):
+            return "deepep"
+        return self.text("--moe-flex-dispatcher-backend")
+
+    @functools.cached_property
+    def granularity(self) -> str | None:
+        """What is recomputed: full, selective or None (validate_args)."""
+        if self.has("--recompute-activations"):
+            return "selective"
+        return self.text("--recompute-granularity")
+
+    @functools.cached_property
+    def recomputed(self) -> frozenset[str]:
+        """The modules named for recomputation, used or not; the core of attention by default."""
+        if not self.has("--recompute-modules"):
+            return frozenset({"core_attn"})
+        return frozenset(self.words("--recompute-modules"))
+
+    @functools.cached_property
+    def graphs(self) -> str:
+        """How CUDA graphs are made: none, local, transformer_engine, full_iteration."""
+        if self.has("--enable-cuda-graph"):
+            return "local"
+        if self.has("--external-cuda-graph"):
+            return "transformer_engine"
+        return self.text("--cuda-graph-impl") or "none"
+
+    @functools.cached_property
+    def graph_flag(self) -> str:
+        """The flag that names the modules in CUDA graphs; the older one where it is used."""
+        old = "--cuda-graph-scope"
+        return old if self.has(old) else "--cuda-graph-modules"
+
+    @functools.cached_property
+    def graphed(self) -> frozenset[str]:
+        """The modules in CUDA graphs; none named means whole layers."""
+        names = set(self.words(self.graph_flag)) - {"full"}
+        if self.graphs == "local" and names & {"moe_router", "moe_preprocess"}:
+            names |= {"moe_router", "moe_preprocess"}  # local graphs do not tell them apart
+        return frozenset(names)
+
+    @functools.cached_property
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA's compute capability of the GPU; None where that is unknown."""
+        return CAPABILITY.get(self.gpu or "")
+
+
+CAPABILITY = {"H100": (9, 0), "H200": (9, 0), "B200": (10, 0), "GB200": (10, 0), "GB300": (10, 3)}
+
+
+def _convert(kind, text):
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise Unreadable(text) from None
+
+
+def divisors(number: int, most: int = 8) -> str:
+    """Return the divisors of a number for a message, the largest left out where there are many."""
+    found = [size for size in range(1, number + 1) if number % size == 0] if number > 0 else []
+    return ", ".join(map(str, found[:most])) + (", …" if len(found) > most else "")
+
+
+def multiples(number: int, near: int) -> str:
+    """Return the multiples of a number around a value: '7680 or 8192'."""
+    below = near // number * number
+    return f"{below} or {below + number}" if below > 0 else str(number)
