@@ -18,12 +18,11 @@ from launcher import local, releases
 from launcher.arguments import argv
 from launcher.errors import UsageError
 from launcher.job import Job
+from launcher.plan.rules.case import CAPABILITY
 
 JUDGE = Path(__file__).parent / "megatron" / "verify.py"
 # The judge follows the arguments and builders of these; older releases have others.
 JUDGED = ("0.19", "dev")
-# CUDA's compute capability, by which Megatron decides on FP8 recipes and connections.
-CAPABILITY = {"H100": (9, 0), "H200": (9, 0), "B200": (10, 0), "GB200": (10, 0), "GB300": (10, 3)}
 
 
 @dataclass(frozen=True)
