@@ -12,5 +12,9 @@ readonly ROOT
 cd "$ROOT"
 bash launcher/setup.sh test
 # Training processes share the cores among themselves; the fast tests are single processes.
-if [[ ${1:-} == --fast ]]; then set -- -m "not slow" --numprocesses auto "${@:2}"; fi
+if [[ ${1:-} == --fast ]]; then
+  set -- -m "not slow" --numprocesses auto "${@:2}"
+else
+  bash tests/slurm/packages.sh
+fi
 exec .venv/training/bin/python -m pytest "$@"
