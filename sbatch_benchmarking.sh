@@ -45,6 +45,12 @@ for layer in "$WORKSPACE"/runtime_configs/benchmarking/{common,runtime}.conf "$c
 done
 export LAYER_ORIGINS
 
+# `python -m launcher sweep` reads the layers of many jobs: the words, then the environment.
+if [[ ${LAUNCHER_COMMAND:-} == layers ]]; then
+  printf '%s\0' "$#" "$@"
+  exec env --null
+fi
+
 python=$WORKSPACE/.venv/launcher/bin/python
 if [[ ! -x $python ]]; then python=python3; fi
 if ! command -v "$python" >/dev/null; then

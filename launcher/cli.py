@@ -6,14 +6,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from launcher import job, model, settings, submit
+from launcher import job, layers, settings, submit, sweep
 from launcher.errors import UsageError, did_you_mean
 from launcher.settings import LAYER_ORIGINS
 from launcher.summary import explain, report
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,6 +28,8 @@ def main(words: Sequence[str]) -> int:
         # The reader has gone (… | head); that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 def _help(_words: Sequence[str]) -> int:
@@ -66,7 +65,7 @@ def _submit(words: Sequence[str]) -> int:
     """Submit the job, or preview it with DRY_RUN=1."""
     read = _read("submit", words)
     if not read.DRY_RUN:
-        return submit.submit(read, words)
+        return submit.submit(read, words, os.environ)
     described = job.build(read, words, os.environ)
     script = job.render(described)
     job.check_secrets(script, os.environ)
@@ -81,8 +80,14 @@ def _submit(words: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(words: Sequence[str]) -> int:
+    """Submit every point of a YAML grid once, or plan them with DRY_RUN=1."""
+    return sweep.sweep(words, os.environ)
+
+
 COMMANDS = {
     "submit": _submit,
+    "sweep": _sweep,
     "plan": _plan,
     "arguments": _arguments,
     "settings": _settings,
@@ -94,17 +99,5 @@ def _read(command: str, words: Sequence[str]) -> settings.Settings:
     """Return the settings; where the layers have not been sourced yet, start over through them."""
     if LAYER_ORIGINS not in os.environ:
         os.environ["LAUNCHER_COMMAND"] = command
-        os.execvp("bash", ["bash", str(ROOT / "sbatch_benchmarking.sh"), *words])
-    cluster = os.environ["CLUSTER"]
-    known = sorted(path.stem for path in (ROOT / "cluster_configs" / "benchmarking").glob("*.conf"))
-    if cluster not in known and not (cluster.endswith(".conf") and Path(cluster).is_file()):
-        hint = did_you_mean(cluster, known)
-        raise UsageError(
-            f"CLUSTER={cluster!r} is unknown.{hint} "
-            f"Known: {', '.join(known)}; or the path of a .conf"
-        )
-    if not os.environ.get("MODEL") and not os.environ.get("TRAINING_PARAMS_PATH"):
-        raise UsageError(
-            f"MODEL is not set. Known: {', '.join(model.names(ROOT))}; or the path of a .yaml"
-        )
-    return settings.read(os.environ)
+        os.execvp("bash", ["bash", str(layers.ENTRY), *words])
+    return layers.read(os.environ)

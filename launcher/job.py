@@ -117,7 +117,7 @@ def build(
 
     stamp = settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")
     run_name = settings.RUN_NAME or settings.MODEL_NAME
-    name = "-".join(part for part in (settings.ACCOUNT, "moe", run_name, stamp) if part)
+    name = "-".join(part for part in (settings.ACCOUNT, "moe", run_name, stamp) if part) + suffix
     folder = re.sub(
         r"[^\w.+-]+", "_", f"{run_name}{'-smoke' if settings.SMOKE else ''}-{stamp}{suffix}"
     )

@@ -14,15 +14,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 import yaml
 
+from launcher import plain_yaml
 from launcher.arguments import Argument, Arguments
 from launcher.errors import UsageError, did_you_mean
+from launcher.plain_yaml import Value
 from launcher.settings import FIELDS, SECRETS, Settings, as_text
-
-Value = Union[bool, None, str, tuple[str, ...]]
 
 FOLDER = Path("model_configs") / "benchmarking"
 _KEYS = ("EXTENDS", "ENV_VARS", "MODEL_ARGS")
@@ -158,17 +157,9 @@ def _shown(path: Path, workspace: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed: int, shown: str) -> dict:
     """Return the file's top-level keys; the two maps as name → Entry."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{shown}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{shown}: not valid YAML: {str(error).splitlines()[0]}") from None
+    root = plain_yaml.compose(path, shown)
     keys: dict = {}
-    for key, node in _pairs(root, shown, "the file"):
+    for key, node in plain_yaml.pairs(root, shown, "the file"):
         where = f"{shown}:{key.start_mark.line + 1}"
         if key.value not in _KEYS:
             hint = did_you_mean(key.value, _KEYS)
@@ -176,7 +167,7 @@ def _read(path: Path, _changed: int, shown: str) -> dict:
                 f"{where}: unknown key {key.value!r}; allowed: {', '.join(_KEYS)}.{hint}"
             )
         if key.value == "EXTENDS":
-            keys[key.value] = Entry(str(_value(node, where)), where)
+            keys[key.value] = Entry(str(plain_yaml.value(node, where)), where)
         else:
             keys[key.value] = _entries(node, shown, key.value)
     return keys
@@ -185,7 +176,7 @@ def _read(path: Path, _changed: int, shown: str) -> dict:
 def _entries(node: yaml.Node, shown: str, section: str) -> dict[str, Entry]:
     pattern = r"--[A-Za-z][\w-]*" if section == "MODEL_ARGS" else r"[A-Za-z_][A-Za-z0-9_]*"
     entries: dict[str, Entry] = {}
-    for key, child in _pairs(node, shown, section):
+    for key, child in plain_yaml.pairs(node, shown, section):
         where = f"{shown}:{key.start_mark.line + 1}"
         name = key.value
         if not isinstance(name, str) or not re.fullmatch(pattern, name):
@@ -197,26 +188,5 @@ def _entries(node: yaml.Node, shown: str, section: str) -> dict[str, Entry]:
             )
         if name in entries:
             raise UsageError(f"{where}: {name} is there twice (first at {entries[name].origin})")
-        entries[name] = Entry(_value(child, where), where)
+        entries[name] = Entry(plain_yaml.value(child, where), where)
     return entries
-
-
-def _pairs(node: yaml.Node | None, shown: str, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
-        return []
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1
-        raise UsageError(f"{shown}:{line}: {what} is to hold `name: value` lines")
-    return node.value
-
-
-def _value(node: yaml.Node, where: str) -> Value:
-    if isinstance(node, yaml.SequenceNode):
-        return tuple(str(_value(child, where)) for child in node.value)
-    if not isinstance(node, yaml.ScalarNode):
-        raise UsageError(f"{where}: a value is a scalar or a list, not a map")
-    if node.tag.endswith(":bool"):
-        return node.value.lower() in ("true", "yes", "on")
-    if node.tag.endswith(":null"):
-        return None
-    return node.value

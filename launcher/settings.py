@@ -227,6 +227,9 @@ class Settings:
     SMOKE: bool = _setting(
         "ours", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False
     )
+    WAIT: bool = _setting(
+        "ours", SWITCH, "1: follow the Slurm job to its end and return its exit status", False
+    )
     EXPLAIN: bool = _setting(
         "ours", SWITCH, "1: print every argument with the place that set it", False
     )

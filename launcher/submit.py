@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import local, run_directory, verification
+from launcher import follow, local, run_directory, slurm, verification
 from launcher.arguments import quote
 from launcher.errors import UsageError
 from launcher.job import Job, build, check_secrets, placeholders, render
@@ -22,21 +21,112 @@ from launcher.settings import Settings, replace
 from launcher.summary import explain, report
 
 
-def submit(settings: Settings, words: Sequence[str]) -> int:
+def submit(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Check the job, make its run directory, start it, and return the exit status."""
+    job, said = prepare(settings, words, environ)
+    tell(job, said)
+    if local.is_local(settings):
+        return _run_here(job)
+    job_id = hand_over(job, environ)
+    print(
+        f"Submitted batch job {job_id}",
+        f"  run directory  {job.run_dir}",
+        f"  follow         tail -F {quote(f'{job.settings.OUTPUT_PATH}/slurm_logs/{job_id}.log')}",
+        f"  state          squeue -j {job_id}",
+        f"  cancel         scancel {job_id}",
+        sep="\n",
+        flush=True,
+    )
+    return _follow(job, job_id) if settings.WAIT else 0
+
+
+def prepare(
+    settings: Settings, words: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Job, verification.Opinion | None]:
+    """Return the job, checked, with a run directory of its own, and what Megatron says of it.
+
+    Raises UsageError.
+    """
     stamp = settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")
     settings = replace(settings, "TIMESTAMP", stamp, settings.origin("TIMESTAMP"))
     for number in itertools.count():
-        job = build(settings, words, os.environ, suffix=f".{number}" if number else "")
+        job = build(settings, words, environ, suffix=f".{number}" if number else "")
         script = render(job)
         if number == 0:
             said = opinion(job)
-            _check(job, script, said)
+            _check(job, script, said, environ)
         if run_directory.create(job.run_dir):
             break
-    tell(job, said)
     run_directory.fill(job, script)
-    return _run_here(job) if local.is_local(settings) else _sbatch(job)
+    return job, said
+
+
+def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = ()) -> str:
+    """Submit the job to Slurm, return its id; the run directory says what happened in any case.
+
+    Raises UsageError when Slurm refuses (Refused) or does not answer, and KeyboardInterrupt.
+    """
+    script = job.run_dir / "job.sh"
+    run_directory.record(job, script=str(script), submitting=time.strftime("%F %T"))
+    try:
+        job_id = slurm.sbatch(script, environ, keep_open)
+    except slurm.Refused as error:
+        run_directory.record(job, failed=str(error))
+        raise Refusal(
+            f"sbatch refused the job: {error}.{_advice(job, str(error))} "
+            f"(run directory {job.run_dir})"
+        ) from None
+    except (slurm.NoAnswer, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = "sbatch was interrupted" if interrupted else str(error)
+        job_id = _look_up(job, said)
+        if interrupted:
+            print(f"interrupted: job {job_id} is submitted; scancel {job_id}", file=sys.stderr)
+            raise
+    run_directory.record(job, job_id=job_id)
+    return job_id
+
+
+class Refusal(UsageError):
+    """Slurm refused this job: it is certain that there is none."""
+
+
+def _look_up(job: Job, said: str) -> str:
+    """Return the id of the job that an sbatch without an answer left behind. Raises UsageError."""
+    try:
+        found = slurm.find(job.run_dir / "job.sh")
+        sure = "Slurm has no such job yet"
+    except slurm.NoAnswer as error:
+        found, sure = None, str(error)
+    if found:
+        run_directory.record(job, unanswered=said, job_id=found.job_id)
+        return found.job_id
+    run_directory.record(job, unanswered=said)
+    raise UsageError(
+        f"{said}, and {sure}: the job may or may not have been submitted. Look for it with "
+        f"squeue --me --name={quote(job.name)} (run directory {job.run_dir})"
+    )
+
+
+def _advice(job: Job, reason: str) -> str:
+    """Return what to do about a refusal: the variable that sbatch did not like and its choices."""
+    about = {
+        "account": "ACCOUNT",
+        "partition": "PARTITION",
+        "node": "NNODES",
+        "processors": "NNODES",
+        "time limit": "RUN_TIME",
+        "segment": "SEGMENT",
+    }
+    names = {name for word, name in about.items() if word in reason.lower()}
+    given = [
+        f"{name}={quote(str(getattr(job.settings, name)))} (set by {job.settings.origin(name)})"
+        for name in sorted(names)
+    ]
+    known = slurm.partitions() if names else ""
+    return (f" Change {' or '.join(given)}." if given else "") + (
+        f" Partitions here: {known}" if known else ""
+    )
 
 
 def opinion(job: Job) -> verification.Opinion | None:
@@ -54,9 +144,11 @@ def tell(job: Job, said: verification.Opinion | None) -> None:
         print(explain(job), file=sys.stderr)
 
 
-def _check(job: Job, script: str, said: verification.Opinion | None) -> None:
+def _check(
+    job: Job, script: str, said: verification.Opinion | None, environ: Mapping[str, str]
+) -> None:
     """Raise UsageError for whatever must stop a submission."""
-    check_secrets(script, os.environ)
+    check_secrets(script, environ)
     left = placeholders(job)
     if left:
         raise UsageError(f"{'; '.join(left)}. Nothing was submitted")
@@ -73,24 +165,17 @@ def _check(job: Job, script: str, said: verification.Opinion | None) -> None:
         )
 
 
-def _sbatch(job: Job) -> int:
-    command = ["sbatch", "--parsable", str(job.run_dir / "job.sh")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        run_directory.record(job, command=command, failed=reason)
-        raise UsageError(f"sbatch refused the job: {reason} (script: {job.run_dir}/job.sh)")
-    job_id = done.stdout.strip().split(";")[0]
-    run_directory.record(job, command=command, job_id=job_id)
-    print(
-        f"Submitted batch job {job_id}",
-        f"  run directory  {job.run_dir}",
-        f"  follow         tail -F {quote(f'{job.settings.OUTPUT_PATH}/slurm_logs/{job_id}.log')}",
-        f"  state          squeue -j {job_id}",
-        f"  cancel         scancel {job_id}",
-        sep="\n",
-    )
-    return 0
+def _follow(job: Job, job_id: str) -> int:
+    """Watch a submitted job to its end, and return its exit status."""
+    try:
+        job_id, status = follow.follow(job_id, job.run_dir)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped following; job {job_id} goes on: scancel {job_id} cancels it",
+            file=sys.stderr,
+        )
+        return 130
+    return _close(job, status, log.tail(job.run_dir / "log", follow.TAIL))
 
 
 def _run_here(job: Job) -> int:
@@ -129,11 +214,18 @@ def _run_here(job: Job) -> int:
         status = 128 + stopped[0]
     elif status < 0:
         status = 128 - status
+    return _close(job, status, iterations, interrupted=bool(stopped))
+
+
+def _close(
+    job: Job, status: int, iterations: Sequence[log.Iteration], interrupted: bool = False
+) -> int:
+    """Say and note how the run ended; return its exit status."""
     losses = [each.loss for each in iterations if each.loss is not None]
-    verdict, status = ("interrupted", status) if stopped else _verdict(job, status, losses)
+    verdict, status = ("interrupted", status) if interrupted else _verdict(job, status, losses)
     run_directory.record(job, finished=time.strftime("%F %T"), status=status, verdict=verdict)
-    if status != 0 and not stopped:
-        print(_last_words(log_path), file=sys.stderr)
+    if status != 0 and not interrupted:
+        print(_last_words(job.run_dir / "log"), file=sys.stderr)
     print(f"{verdict}\n  results {job.run_dir}", file=sys.stderr)
     return status
 
@@ -172,6 +264,8 @@ def _verdict(job: Job, status: int, losses: list[float]) -> tuple[str, int]:
 
 def _last_words(path: Path) -> str:
     """Return the end of a failed run's log, the first traceback included."""
+    if not path.exists():
+        return f"there is no log {path}: the job did not start"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     starts = [
         number for number, line in enumerate(lines) if "Traceback (most recent call last)" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 _ITERATION = re.compile(r"\biteration\s+(\d+)/\s*(\d+) \|")
 _FIELD = re.compile(r"([\w()/ -]+?): *([-+0-9.eE]+|nan|inf)\s*\|")
@@ -34,3 +35,14 @@ def iteration(line: str) -> Iteration | None:
         loss=fields.get("lm loss"),
         tflops=fields.get("throughput per GPU (TFLOP/s/GPU)"),
     )
+
+
+def tail(path: Path, size: int) -> list[Iteration]:
+    """Return the iterations in the last `size` bytes of a log; none where there is no log yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [found for line in lines if (found := iteration(line))]
