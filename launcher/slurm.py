@@ -54,6 +54,19 @@ class Queued:
     script: str  # the path that was submitted
 
 
+@dataclass(frozen=True)
+class Partition:
+    """One partition, as sinfo shows it."""
+
+    name: str
+    default: bool
+    nodes: int
+    limit: str  # of a job's time
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.nodes} node{'s'[: self.nodes > 1]}, up to {self.limit})"
+
+
 def is_over(state: str) -> bool:
     """Say whether a job in this state has ended for good."""
     return state in _OVER
@@ -113,14 +126,18 @@ def state(job_id: str) -> State | None:
     return State(named[1], reason, int(ended[1]), status)
 
 
-def partitions() -> str:
-    """Return this cluster's partitions in a few words; '' where that cannot be told quickly."""
+def partitions() -> list[Partition]:
+    """Return this cluster's partitions; none where that cannot be told quickly."""
     try:
-        said = _run(["sinfo", "--noheader", "--format=%R|%D|%l"], ASK_SECONDS)
+        said = _run(["sinfo", "--noheader", "--format=%P|%D|%l"], ASK_SECONDS)
     except (Refused, NoAnswer):
-        return ""
+        return []
     rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 2]
-    return ", ".join(f"{name} ({nodes} nodes, up to {limit})" for name, nodes, limit in rows)
+    return [
+        Partition(name.rstrip("*"), name.endswith("*"), int(nodes), limit)
+        for name, nodes, limit in rows
+        if nodes.isdigit()
+    ]
 
 
 def _accounted(job_id: str) -> State | None:

@@ -37,6 +37,9 @@ def submit(settings: Settings, words: Sequence[str], environ: Mapping[str, str])
         sep="\n",
         flush=True,
     )
+    limit = _limit(job_id)
+    if limit:
+        print(f"warning: the job waits for a limit, maybe for ever: {limit}", file=sys.stderr)
     return _follow(job, job_id) if settings.WAIT else 0
 
 
@@ -68,14 +71,15 @@ def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = (
     """
     script = job.run_dir / "job.sh"
     run_directory.record(job, script=str(script), submitting=time.strftime("%F %T"))
+    known = slurm.partitions()
     try:
+        if not job.settings.FORCE:
+            _check_nodes(job, known)
         job_id = slurm.sbatch(script, environ, keep_open)
     except slurm.Refused as error:
-        run_directory.record(job, failed=str(error))
-        raise Refusal(
-            f"sbatch refused the job: {error}.{_advice(job, str(error))} "
-            f"(run directory {job.run_dir})"
-        ) from None
+        said = f"Slurm refused the job: {error}.{_advice(job, str(error), known)}"
+        run_directory.record(job, failed=said)
+        raise Refusal(f"{said} (run directory {job.run_dir})") from None
     except (slurm.NoAnswer, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         said = "sbatch was interrupted" if interrupted else str(error)
@@ -108,8 +112,26 @@ def _look_up(job: Job, said: str) -> str:
     )
 
 
-def _advice(job: Job, reason: str) -> str:
-    """Return what to do about a refusal: the variable that sbatch did not like and its choices."""
+def _check_nodes(job: Job, known: Sequence[slurm.Partition]) -> None:
+    """Raise Refused for more nodes than there are: many Slurms let such a job wait for ever."""
+    names = (job.settings.PARTITION or "").split(",")
+    wanted = [each for each in known if each.name in names or (names == [""] and each.default)]
+    if wanted and job.nodes > max(each.nodes for each in wanted):
+        raise slurm.Refused(f"{job.nodes} nodes are more than the partition has")
+
+
+def _limit(job_id: str) -> str:
+    """Return the limit that keeps a new job from starting, in Slurm's words; '' for none."""
+    try:
+        state = slurm.state(job_id)
+    except slurm.NoAnswer:
+        return ""
+    limits = ("Account", "Assoc", "Bad", "Invalid", "Partition", "QOS")
+    return state.reason if state and state.reason.startswith(limits) else ""
+
+
+def _advice(job: Job, reason: str, known: Sequence[slurm.Partition]) -> str:
+    """Return what to do about a refusal: the variables that Slurm did not like, their choices."""
     about = {
         "account": "ACCOUNT",
         "partition": "PARTITION",
@@ -118,15 +140,15 @@ def _advice(job: Job, reason: str) -> str:
         "time limit": "RUN_TIME",
         "segment": "SEGMENT",
     }
-    names = {name for word, name in about.items() if word in reason.lower()}
+    names = sorted({name for word, name in about.items() if word in reason.lower()})
     given = [
         f"{name}={quote(str(getattr(job.settings, name)))} (set by {job.settings.origin(name)})"
-        for name in sorted(names)
+        for name in names
     ]
-    known = slurm.partitions() if names else ""
-    return (f" Change {' or '.join(given)}." if given else "") + (
-        f" Partitions here: {known}" if known else ""
-    )
+    words = [f"Change {' or '.join(given)}"] if given else []
+    if given and known:
+        words.append(f"Partitions here: {', '.join(map(str, known))}")
+    return "".join(f" {each}." for each in words)
 
 
 def opinion(job: Job) -> verification.Opinion | None:
@@ -159,7 +181,13 @@ def _check(
         raise UsageError(
             f"{'; '.join(objections)}. Nothing was submitted (FORCE=1 submits all the same)"
         )
-    if not local.is_local(job.settings) and not shutil.which("sbatch"):
+    if not local.is_local(job.settings):
+        need_sbatch()
+
+
+def need_sbatch() -> None:
+    """Raise UsageError where there is no Slurm."""
+    if not shutil.which("sbatch"):
         raise UsageError(
             "sbatch is not on PATH: submit from a Slurm login node, or preview with DRY_RUN=1"
         )

@@ -109,6 +109,7 @@ def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
     _say(f"{len(planned)} points, {len(planned) - len(ready)} of them refused by the plan")
     if _on("DRY_RUN", environ) or not ready:
         return 0 if ready else 1
+    submit.need_sbatch()
     state = State(state_path)
     try:
         _settle(state)
@@ -228,7 +229,7 @@ def _make_room(limit: int, state: State, why: str) -> None:
         f"{facts['run_dir']}/job.sh" for facts in state.points.values() if "run_dir" in facts
     }
     shown, since = "", time.monotonic()
-    while True:
+    while scripts:
         try:
             live = [
                 queued.state
