@@ -85,7 +85,10 @@ def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = (
         said = "sbatch was interrupted" if interrupted else str(error)
         job_id = _look_up(job, said)
         if interrupted:
-            print(f"interrupted: job {job_id} is submitted; scancel {job_id}", file=sys.stderr)
+            print(
+                f"interrupted: job {job_id} is submitted; scancel {job_id} cancels it",
+                file=sys.stderr,
+            )
             raise
     run_directory.record(job, job_id=job_id)
     return job_id

@@ -242,7 +242,7 @@ def test_layers_give_words_and_environment_unchanged(tmp_path: Path):
 def test_a_broken_layer_is_one_line(tmp_path: Path):
     conf = tmp_path / "mine.conf"
     conf.write_text("no_such_command\n")
-    with pytest.raises(UsageError, match="did not get through its layers: .*no_such_command"):
+    with pytest.raises(UsageError, match=r"did not get through its layers: .*no_such_command"):
         layers.source(layers.ENTRY, [], {"PATH": os.environ["PATH"], "CLUSTER": str(conf)})
 
 
