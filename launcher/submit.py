@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import follow, local, run_directory, slurm, verification
+from launcher import follow, local, run_directory, submission, verification
 from launcher.arguments import quote
 from launcher.errors import UsageError
 from launcher.job import Job, build, check_secrets, placeholders, render
@@ -27,7 +27,7 @@ def submit(settings: Settings, words: Sequence[str], environ: Mapping[str, str])
     tell(job, said)
     if local.is_local(settings):
         return _run_here(job)
-    job_id = hand_over(job, environ)
+    job_id = submission.hand_over(job, environ)
     print(
         f"Submitted batch job {job_id}",
         f"  run directory  {job.run_dir}",
@@ -37,7 +37,7 @@ def submit(settings: Settings, words: Sequence[str], environ: Mapping[str, str])
         sep="\n",
         flush=True,
     )
-    limit = _limit(job_id)
+    limit = submission.limit(job_id)
     if limit:
         print(f"warning: the job waits for a limit, maybe for ever: {limit}", file=sys.stderr)
     return _follow(job, job_id) if settings.WAIT else 0
@@ -62,96 +62,6 @@ def prepare(
             break
     run_directory.fill(job, script)
     return job, said
-
-
-def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = ()) -> str:
-    """Submit the job to Slurm, return its id; the run directory says what happened in any case.
-
-    Raises UsageError when Slurm refuses (Refused) or does not answer, and KeyboardInterrupt.
-    """
-    script = job.run_dir / "job.sh"
-    run_directory.record(job, script=str(script), submitting=time.strftime("%F %T"))
-    known = slurm.partitions()
-    try:
-        if not job.settings.FORCE:
-            _check_nodes(job, known)
-        job_id = slurm.sbatch(script, environ, keep_open)
-    except slurm.Refused as error:
-        said = f"Slurm refused the job: {error}.{_advice(job, str(error), known)}"
-        run_directory.record(job, failed=said)
-        raise Refusal(f"{said} (run directory {job.run_dir})") from None
-    except (slurm.NoAnswer, KeyboardInterrupt) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        said = "sbatch was interrupted" if interrupted else str(error)
-        job_id = _look_up(job, said)
-        if interrupted:
-            print(
-                f"interrupted: job {job_id} is submitted; scancel {job_id} cancels it",
-                file=sys.stderr,
-            )
-            raise
-    run_directory.record(job, job_id=job_id)
-    return job_id
-
-
-class Refusal(UsageError):
-    """Slurm refused this job: it is certain that there is none."""
-
-
-def _look_up(job: Job, said: str) -> str:
-    """Return the id of the job that an sbatch without an answer left behind. Raises UsageError."""
-    try:
-        found = slurm.find(job.run_dir / "job.sh")
-        sure = "Slurm has no such job yet"
-    except slurm.NoAnswer as error:
-        found, sure = None, str(error)
-    if found:
-        run_directory.record(job, unanswered=said, job_id=found.job_id)
-        return found.job_id
-    run_directory.record(job, unanswered=said)
-    raise UsageError(
-        f"{said}, and {sure}: the job may or may not have been submitted. Look for it with "
-        f"squeue --me --name={quote(job.name)} (run directory {job.run_dir})"
-    )
-
-
-def _check_nodes(job: Job, known: Sequence[slurm.Partition]) -> None:
-    """Raise Refused for more nodes than there are: many Slurms let such a job wait for ever."""
-    names = (job.settings.PARTITION or "").split(",")
-    wanted = [each for each in known if each.name in names or (names == [""] and each.default)]
-    if wanted and job.nodes > max(each.nodes for each in wanted):
-        raise slurm.Refused(f"{job.nodes} nodes are more than the partition has")
-
-
-def _limit(job_id: str) -> str:
-    """Return the limit that keeps a new job from starting, in Slurm's words; '' for none."""
-    try:
-        state = slurm.state(job_id)
-    except slurm.NoAnswer:
-        return ""
-    limits = ("Account", "Assoc", "Bad", "Invalid", "Partition", "QOS")
-    return state.reason if state and state.reason.startswith(limits) else ""
-
-
-def _advice(job: Job, reason: str, known: Sequence[slurm.Partition]) -> str:
-    """Return what to do about a refusal: the variables that Slurm did not like, their choices."""
-    about = {
-        "account": "ACCOUNT",
-        "partition": "PARTITION",
-        "node": "NNODES",
-        "processors": "NNODES",
-        "time limit": "RUN_TIME",
-        "segment": "SEGMENT",
-    }
-    names = sorted({name for word, name in about.items() if word in reason.lower()})
-    given = [
-        f"{name}={quote(str(getattr(job.settings, name)))} (set by {job.settings.origin(name)})"
-        for name in names
-    ]
-    words = [f"Change {' or '.join(given)}"] if given else []
-    if given and known:
-        words.append(f"Partitions here: {', '.join(map(str, known))}")
-    return "".join(f" {each}." for each in words)
 
 
 def opinion(job: Job) -> verification.Opinion | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from launcher import grid, job, layers, local, slurm, submit
+from launcher import grid, job, layers, local, slurm, submission, submit
 from launcher.errors import UsageError
 from launcher.follow import TAIL
 from launcher.grid import Grid, Point
@@ -207,11 +207,11 @@ def _submit(ready: Sequence[Planned], in_flight: int, state: State) -> int:
     refused = 0
     for number, each in enumerate(waiting, 1):
         _make_room(in_flight, state, f"{len(waiting) - number + 1} points to submit")
-        described = submit.prepare(each.settings, each.words, each.environ)
+        described, _ = submit.prepare(each.settings, each.words, each.environ)
         state.note(each.point.key, run_dir=str(described.run_dir))
         try:
-            job_id = submit.hand_over(described, each.environ, [state.file.fileno()])
-        except submit.Refusal as error:
+            job_id = submission.hand_over(described, each.environ, [state.file.fileno()])
+        except submission.Refusal as error:
             state.note(each.point.key, refused=str(error))
             _say(f"[{number}/{len(waiting)}] {each.point.label}: {error}")
             refused += 1
