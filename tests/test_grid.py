@@ -126,7 +126,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(sweep_file, tmp_path: Path):
     assert len(rows) == 8
     assert [row.split()[0] for row in rows if " refused: " in row] == ["4", "5", "6", "8"]
     assert rows[3].endswith(
-        "refused: world size 512 is not a multiple of ETP*EP*PP = 1*64*16 = 1024"
+        "refused: world size 512 is not a multiple of ETP*EP*PP = 1*64*16 = 1024: 1024 would be"
     )
     assert " 512 " in rows[0]
     assert " ok" in rows[0]
