@@ -442,6 +442,12 @@ def latent(shape: Shape) -> tuple[Saved, ...]:
             spared_by=_spared("layernorm"),
             offloaded_by="qkv_linear",
         ),
+        *(
+            # Without compression, Megatron 0.19 norms the input once more for the query.
+            [Saved("query's normed input", outside * model.hidden * product)]
+            if attention.qk_norm and not attention.q_rank
+            else []
+        ),
         Saved(
             "compressed query and key-value",
             (outside * compressed + inside * attention.rope_dim) * ACTIVATION,
@@ -458,32 +464,31 @@ def latent(shape: Shape) -> tuple[Saved, ...]:
 
 
 def linear_attention(shape: Shape, net: LinearAttention) -> tuple[Saved, ...]:
-    """List what a gated delta net saves (core/ssm/gated_delta_net).
+    """List what a gated delta net saves (core/ssm/gated_delta_net; flash-linear-attention's fla/).
 
-    The norm is fused into in_proj. Its output goes through the convolution; queries and keys are
-    normed and repeated to the value heads; the chunked rule saves its inputs, a corrected value
-    and a state for every 64 tokens; the gated norm saves its input, and out_proj the result.
+    The norm is fused into in_proj. The convolution saves its input, which is part of the whole
+    projection; the norm of queries and keys its output, which is repeated to the value heads; the
+    chunked delta rule its inputs and a matrix of 64 by 64 for every 64 tokens and head, and
+    computes states again. The gated norm saves what it reads: output, normed output and gate.
     """
     model, parallel = shape.model, shape.parallel
     inside, outside = tokens(shape), own_tokens(shape)
     keys, values = net.keys / parallel.tensor, net.values / parallel.tensor
-    repeated = net.value_heads * net.key_dim / parallel.tensor
-    states = values * net.key_dim / 64
+    heads = net.value_heads / parallel.tensor
+    again = _spared("gdn_norm_out")
     return (
         Saved("attention's input", layer_input(shape), offloaded_by="attn_norm"),
         Saved("normed input", outside * model.hidden * product_input(shape)),
-        Saved("projections", inside * (2 * keys + 2 * values) * ACTIVATION),
-        Saved("convolved", inside * (2 * keys + values) * ACTIVATION),
+        Saved("projections", inside * (2 * keys + 2 * values + 2 * heads) * ACTIVATION),
+        Saved("normed query and key", inside * 2 * keys * ACTIVATION),
         Saved(
             "delta rule",
-            inside * (2 * repeated + 2 * values + states) * ACTIVATION,
+            inside * (2 * heads * net.key_dim + values + heads * 64) * ACTIVATION,
         ),
-        Saved("output", inside * values * ACTIVATION),
-        Saved(
-            "gated output",
-            inside * values * product_input(shape),
-            spared_by=_spared("gdn_norm_out"),
-        ),
+        Saved("decay and its input", inside * heads * 4 * SINGLE),
+        Saved("output and gate", inside * 2 * values * ACTIVATION),
+        Saved("normed output", inside * values * ACTIVATION, again),
+        Saved("gated output", inside * values * product_input(shape), again),
     )
 
 
@@ -499,8 +504,22 @@ def dense(shape: Shape) -> tuple[Saved, ...]:
         Saved("feed-forward input", layer_input(shape), offloaded_by="mlp_norm"),
         Saved("normed input", own_tokens(shape) * model.hidden * product, again),
         Saved("first product", inside * width * (1 + model.gated) * ACTIVATION, again),
+        *_unfused(shape, "activation", inside * width, again, 2),
         Saved("activation", inside * width * product, again),
     )
+
+
+def _unfused(
+    shape: Shape, what: str, elements: float, again: frozenset[str], tensors: int
+) -> tuple[Saved, ...]:
+    """List what SwiGLU saves besides the first product where no kernel fuses it.
+
+    Both factors of the gate's product (MLP.forward, core/transformer/mlp.py), of which shared
+    experts that overlap use one as it is; of experts also what the probabilities are applied to.
+    """
+    if shape.training.fused_activation:
+        return ()
+    return (Saved(f"{what}'s factors", elements * tensors * ACTIVATION, again),)
 
 
 def experts(shape: Shape, moe: Experts, imbalance: float | None = None) -> tuple[Saved, ...]:
@@ -535,6 +554,7 @@ def experts(shape: Shape, moe: Experts, imbalance: float | None = None) -> tuple
             again,
             offloaded_by="moe_act",
         ),
+        *_unfused(shape, "experts' activation", routed * width, _spared("moe", "moe_act"), 3),
         Saved("experts' activation", routed * width * product, _spared("moe", "moe_act")),
     ]
     if moe.shared_ffn:
@@ -544,6 +564,13 @@ def experts(shape: Shape, moe: Experts, imbalance: float | None = None) -> tuple
                 "shared experts' first product",
                 inside * shared * (1 + model.gated) * ACTIVATION,
                 shared_again,
+            ),
+            *_unfused(
+                shape,
+                "shared experts' activation",
+                inside * shared,
+                shared_again,
+                1 if moe.shared_overlap else 2,
             ),
             Saved("shared experts' activation", inside * shared * product, shared_again),
         ]
@@ -555,6 +582,10 @@ def experts(shape: Shape, moe: Experts, imbalance: float | None = None) -> tuple
                     _spared("moe", "shared_experts", "layernorm"),
                 )
             )
+        if moe.shared_overlap and shape.parallel.sequence:
+            # Gathered by hand, so that it can overlap, instead of by the first product.
+            whole = inside * model.hidden * ACTIVATION
+            saved.append(Saved("shared experts' gathered input", whole, shared_again))
         if moe.shared_gate:
             saved.append(Saved("shared experts' output", layer_input(shape), again))
     return tuple(saved)

@@ -60,6 +60,7 @@ class Experts:
     ffn: int  # intermediate width of one routed expert
     shared_ffn: int  # intermediate width of all shared experts together; 0 without them
     shared_gate: bool
+    shared_overlap: bool  # shared experts work while tokens are on their way
     latent: int | None  # width in which routed experts work, if not the hidden size
     capacity_factor: float | None  # tokens kept an expert, of its even share; None drops nothing
     balanced: bool  # --moe-router-force-load-balancing: every expert gets its even share
@@ -142,6 +143,7 @@ class Training:
     reuse_grad_buffer: bool  # MXFP8 parameters are gathered in the gradients' buffer
     gradient_bytes: int  # of a gradient as accumulated
     fused_gradients: bool  # matrix products accumulate the gradients of weights themselves
+    fused_activation: bool  # one kernel for SwiGLU
     distributed_optimizer: bool
     precision_aware: bool
     main_gradient_bytes: int
@@ -304,6 +306,7 @@ def _experts(arguments: Arguments, ffn: int) -> Experts | None:
         top_k=_positive(arguments, "--moe-router-topk", 2),
         ffn=_positive(arguments, "--moe-ffn-hidden-size", ffn),
         shared_ffn=_integer(arguments, "--moe-shared-expert-intermediate-size", 0),
+        shared_overlap="--moe-shared-expert-overlap" in arguments,
         shared_gate="--moe-shared-expert-gate" in arguments,
         latent=_optional(arguments, "--moe-latent-size"),
         capacity_factor=float(capacity) if capacity and float(capacity) > 0 else None,
@@ -381,6 +384,7 @@ def _training(arguments: Arguments, parallel: Parallel) -> Training:
         gradient_bytes=4 if full or not half else 2,
         fused_gradients="--no-gradient-accumulation-fusion" not in arguments
         and value(arguments, "--transformer-impl") != "local",
+        fused_activation="--swiglu" not in arguments or "--no-bias-swiglu-fusion" not in arguments,
         distributed_optimizer="--use-distributed-optimizer" in arguments,
         precision_aware="--use-precision-aware-optimizer" in arguments,
         main_gradient_bytes=main_gradients,

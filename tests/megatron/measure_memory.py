@@ -122,7 +122,11 @@ def main() -> None:
     measured = {
         "chunks": [buffers(chunk) for chunk in model],
         "outside": sum(
-            not any(p is one for buffer in chunk.buffers + chunk.expert_parallel_buffers for one in buffer.params)
+            not any(
+                p is one
+                for buffer in chunk.buffers + chunk.expert_parallel_buffers
+                for one in buffer.params
+            )
             for chunk in model
             for p in chunk.parameters()
         ),  # fmt: skip

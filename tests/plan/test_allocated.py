@@ -140,9 +140,7 @@ def test_optimizer_states_are_what_megatron_allocates(name):
         experts = parameters.expert_parameters(shape, count)
         copies = len(ranks) // shape.parallel.dense_shards
         expert_copies = len(ranks) // shape.parallel.expert_data
-        assert sum(bytes_of) == each * (
-            (count.total - experts) * copies + experts * expert_copies
-        )
+        assert sum(bytes_of) == each * ((count.total - experts) * copies + experts * expert_copies)
         # One rank: its even share, but for the padding, of which the last shards have more.
         ours, visiting = memory.optimizer(shape, count)
         assert visiting == 0

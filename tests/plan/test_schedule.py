@@ -76,7 +76,9 @@ def test_in_flight_is_what_the_schedule_holds(pipeline, virtual, micro_batches, 
     job, chunks = shape(pipeline, micro_batches, group, overlap), virtual or 1
     for weights in ([1.0] * chunks, [1.0] + [0.3] * (chunks - 1), [0.3] * (chunks - 1) + [1.0]):
         for rank in range(pipeline):
-            order, ahead = events(rank, pipeline, virtual, micro_batches, group or pipeline, overlap)
+            order, ahead = events(
+                rank, pipeline, virtual, micro_batches, group or pipeline, overlap
+            )
             held, most = [0] * chunks, 0.0
             for step, chunk in enumerate(order):
                 held[chunk] += 1

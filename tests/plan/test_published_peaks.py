@@ -1,0 +1,102 @@
+"""The plan's memory against peaks that others measured on GPUs and published.
+
+MooreThreads/SimuMax, docs/b200/b200_release_v1.2_summary.json: torch.cuda.max_memory_allocated of
+Megatron-LM with Transformer Engine 2.11 on eight B200, by pipeline stage, in GiB; the arguments are
+those of simu_tools/megatron_scripts/scripts there. Dense models have the same attention, norms,
+products, gradients and optimizer.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from launcher.arguments import parse
+from launcher.plan import memory, stages
+from launcher.plan.shape import Shape, read
+
+COMMON = """
+    --seq-length 4096 --micro-batch-size 1 --bf16 --use-distributed-optimizer --sequence-parallel
+    --position-embedding-type rope --swiglu --normalization RMSNorm --disable-bias-linear
+    --untie-embeddings-and-output-weights
+"""
+DEEPSEEK = """
+    --num-layers 4 --moe-layer-freq ([0]*1+[1]*3) --num-attention-heads 128
+    --multi-latent-attention --qk-layernorm --q-lora-rank 1536 --kv-lora-rank 512
+    --qk-head-dim 128 --qk-pos-emb-head-dim 64 --v-head-dim 128
+    --moe-token-dispatcher-type alltoall --moe-expert-capacity-factor 1
+"""
+V2 = f"""{DEEPSEEK}
+    --hidden-size 5120 --ffn-hidden-size 12288 --vocab-size 102400 --num-experts 160
+    --moe-ffn-hidden-size 1536 --moe-router-topk 6 --moe-shared-expert-intermediate-size 3072
+"""
+V3 = f"""{DEEPSEEK}
+    --hidden-size 7168 --ffn-hidden-size 18432 --vocab-size 129280 --num-experts 256
+    --moe-ffn-hidden-size 2048 --moe-router-topk 8 --moe-shared-expert-intermediate-size 2048
+"""
+LLAMA_70B = """
+    --num-layers 12 --hidden-size 8192 --ffn-hidden-size 28672 --num-attention-heads 64
+    --group-query-attention --num-query-groups 8 --vocab-size 128256
+"""
+LLAMA_405B = """
+    --num-layers 4 --hidden-size 16384 --ffn-hidden-size 53248 --num-attention-heads 128
+    --group-query-attention --num-query-groups 16 --vocab-size 128256
+"""
+LONG = "--context-parallel-size {} --seq-length 32768"
+# Model, TP, PP, EP, further arguments, and the peak of each pipeline stage.
+MEASURED = {
+    "DeepSeek-V2 EP8": (V2, 1, 1, 8, "", [45.63]),
+    "DeepSeek-V2 EP4 PP2": (V2, 1, 2, 4, "", [31.59, 44.70]),
+    "DeepSeek-V3 EP8": (V3, 1, 1, 8, "", [104.30]),
+    "DeepSeek-V3 EP4 PP2": (V3, 1, 2, 4, "", [71.24, 114.00]),
+    "Llama-3-70B PP2": (LLAMA_70B, 1, 2, 1, "", [66.55, 62.97]),
+    "Llama-3-70B TP2": (LLAMA_70B, 2, 1, 1, "", [60.68]),
+    "Llama-3-70B TP4": (LLAMA_70B, 4, 1, 1, "", [39.07]),
+    "Llama-3-70B TP8": (LLAMA_70B, 8, 1, 1, "", [28.29]),
+    "Llama-3-70B TP2 CP4": (LLAMA_70B, 2, 1, 1, LONG.format(4), [68.43]),
+    "Llama-3-70B CP8": (LLAMA_70B, 1, 1, 1, LONG.format(8), [104.51]),
+    "Llama-3-405B PP2": (LLAMA_405B, 1, 2, 1, "", [86.61, 87.08]),
+    "Llama-3-405B TP2": (LLAMA_405B, 2, 1, 1, "", [81.59]),
+    "Llama-3-405B TP4": (LLAMA_405B, 4, 1, 1, "", [52.89]),
+    "Llama-3-405B TP8": (LLAMA_405B, 8, 1, 1, "", [38.57]),
+}
+
+
+def shape_of(name: str) -> Shape:
+    model, tensor, pipeline, expert, further, _ = MEASURED[name]
+    sizes = f"""
+        --tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}
+        --expert-model-parallel-size {expert} --global-batch-size 32
+    """
+    return read(parse(shlex.split(COMMON + model + sizes + further), "job"), 8)
+
+
+def allocated(shape: Shape) -> list[float]:
+    """What PyTorch allocates by our account, in GiB: all but the framework, of every stage.
+
+    These jobs computed the loss with Transformer Engine's cross entropy, which turns the BF16
+    logits into their gradient in place; Megatron 0.19 refuses it.
+    """
+    found = []
+    for one, stage in zip(memory.ranks(shape, stages.split(shape)), stages.split(shape)):
+        at_work = max(memory.working(shape, layer) for layer in stage.layers)
+        loss = 0.0
+        if stage.chunks[-1].loss:
+            words = shape.model.vocabulary / shape.parallel.tensor
+            loss = memory.tokens(shape) * words * memory.ACTIVATION
+        found.append((one.static + one.activations + max(at_work, loss)) / memory.GIB)
+    return found
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_peak_on_a_gpu(name):
+    assert allocated(shape_of(name)) == pytest.approx(MEASURED[name][-1], rel=0.02)
+
+
+if __name__ == "__main__":
+    for name, (*_, peaks) in MEASURED.items():
+        for stage, (ours, peak) in enumerate(zip(allocated(shape_of(name)), peaks)):
+            print(
+                f"{name:20} stage {stage} {ours:7.2f} {peak:7.2f} {100 * (ours / peak - 1):+5.1f} %"
+            )
