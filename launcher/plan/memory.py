@@ -18,9 +18,9 @@ from launcher.plan.shape import Experts, LinearAttention, Shape
 from launcher.plan.stages import Chunk, Layer, Stage
 
 GIB = 2**30
-# As sold; and what CUDA reports as a GPU's total memory, in GiB, with ECC. GB300: 288·10^9 bytes.
-GPU_GB = {"H100": 80, "H200": 141, "B200": 180, "GB200": 186, "GB300": 288}
-GPU_GIB = {"H100": 79.6, "H200": 140.4, "B200": 178.3, "GB200": 185.0, "GB300": 268.2}
+# What CUDA reports of GPUs sold with 80, 141, 180, 186 and 288 GB, in GiB. GB200: 0.7 below the
+# 185.0 of nvidia-smi, as on a B200. GB300: 288·10^9 bytes.
+GPU_GIB = {"H100": 79.1, "H200": 139.8, "B200": 178.3, "GB200": 184.3, "GB300": 268.2}
 
 ACTIVATION = 2  # bytes of an element in BF16
 SINGLE = 4  # bytes of an element in FP32
@@ -125,7 +125,8 @@ def assumptions(shape: Shape, imbalance: float | None = None) -> list[str]:
         f"{DISPATCHER.get(training.dispatcher, 0) / GIB:g} GiB of dispatcher buffers",
         "flash or fused attention: no matrix of scores; no dropout",
         "all that CUDA reports of the GPU's memory is usable; no fragmentation",
-        "buffers without their padding (64 elements a parameter, 128 times DP a bucket)",
+        "buffers without their padding: parameters start at multiples of 64 elements, buckets end "
+        "at multiples of 128 and of DP",
     ]
     if experts is not None:
         lines.append(

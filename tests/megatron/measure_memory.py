@@ -121,15 +121,7 @@ def main() -> None:
     model, optimizer = built[:2]
     measured = {
         "chunks": [buffers(chunk) for chunk in model],
-        "outside": sum(
-            not any(
-                p is one
-                for buffer in chunk.buffers + chunk.expert_parallel_buffers
-                for one in buffer.params
-            )
-            for chunk in model
-            for p in chunk.parameters()
-        ),  # fmt: skip
+        "parameters": sum(p.numel() for chunk in model for p in chunk.parameters()),
         "optimizers": states(optimizer),
         "in_flight": [flights.most.get(stage, 0) for stage in range(len(model))],
     }

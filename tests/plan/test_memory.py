@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 import pytest
 from test_parameters import JOBS, RECIPES, shape_of
 
+from launcher.arguments import parse
 from launcher.plan import memory, parameters, stages
 from launcher.plan.parameters import Count
+from launcher.plan.shape import read
 from launcher.plan.stages import Layer
 
 MOE = Layer(10, moe=True, linear=False, mtp=False)
@@ -88,6 +91,27 @@ def test_bytes_of_weights(name, further, matrix, other):
     assert (
         memory.weights(shape, Count(dense=96, routed=64, matrices=32)) == 96 * matrix + 64 * other
     )
+
+
+def test_the_fullest_stage_counts_megatron_bridge_pr_5077():
+    """An estimate that divides all layers by PP misses what an uneven split puts on one stage."""
+    words = """
+        --num-layers 8 --hidden-size 64 --num-attention-heads 4 --ffn-hidden-size 128 --swiglu
+        --vocab-size 512 --untie-embeddings-and-output-weights --bf16 --use-distributed-optimizer
+        --pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 1
+        --decoder-last-pipeline-num-layers 3 --num-experts 2 --moe-ffn-hidden-size 32
+        --moe-layer-freq [0,1,0,0,1,0,1,1] --transformer-impl local
+    """
+    shape = read(parse(shlex.split(words), "job"), 4)
+    counts = parameters.stages(shape, stages.split(shape))
+    expert = 2 * 3 * 64 * 32 + 2 * (2 * 32 + 64)  # both experts of a layer, with their biases
+    # Layers 0 | 1 2 | 3 4 | 5 6 7, of which 1, 4, 6 and 7 have experts.
+    assert [count.routed for count in counts] == [0, expert, expert, 2 * expert]
+    found = memory.ranks(shape, stages.split(shape))
+    assert [rank.weights for rank in found] == [2 * count.total for count in counts]
+    worst = memory.worst(found)
+    assert worst.pipeline_rank == 3
+    assert worst.static > 1.2 * sum(rank.static for rank in found) / 4
 
 
 def test_optimizer_on_the_cpu():

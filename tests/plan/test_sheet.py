@@ -23,7 +23,7 @@ def test_every_stage_has_its_line():
     assert "671.0B parameters, 37.6B active and 11.6B of MTP" in seen.stderr
     rows = re.findall(r"^  stage (\S+) .* ([\d.]+)B +(\d+) GiB", seen.stderr, re.MULTILINE)
     assert [row[:2] for row in rows] == [("0", "2.6"), ("1", "2.4"), ("2-6", "2.4"), ("7", "3.1")]
-    assert re.search(r"memory     stage \d is fullest: [\d.]+ GiB of 80 \(H100\) = w", seen.stderr)
+    assert re.search(r"memory     stage \d is fullest: [\d.]+ GiB of 79 \(H100\) = w", seen.stderr)
 
 
 def test_where_ranks_are_and_the_batch():
@@ -62,7 +62,7 @@ def test_an_unknown_flag_is_an_error_with_a_hint():
 
 def test_too_little_memory_is_a_warning():
     seen = preview(GPU="H100")
-    assert re.search(r"warning: pipeline rank \d+ needs \d+ GiB and GPU=H100 has 80", seen.stderr)
+    assert re.search(r"warning: pipeline rank \d+ needs \d+ GiB and GPU=H100 has 79", seen.stderr)
     assert "warning: pipeline rank" not in preview(GPU="GB300").stderr
 
 
