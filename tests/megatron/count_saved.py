@@ -2,9 +2,10 @@
 
     python tests/megatron/count_saved.py < jobs.jsonl > counted.jsonl
 
-A line in is a job as launcher/megatron/verify.py reads it, with "recompute" (flags of recomputation)
-besides; a line out is {"name": …, "layers": {"dense": {"total": bytes, "tensors": [[shape, type,
-bytes, operation], …]}, "MoE": …}}. The layers are Megatron's own, on the meta device: tensors have
+A line in is a job as launcher/megatron/verify.py reads it, with "further" arguments that its
+replacements do not touch; a line out is {"name": …, "saved": {"dense": {"total": bytes, "tensors":
+[[shape, type, bytes, line], …]}, "MoE": …}}: of a layer of each kind, of the "block" of all layers
+with full recomputation, and of the whole "model" with MTP. The layers are Megatron's own, on the meta device: tensors have
 shapes and storages, but no data. A storage counts once, however many operations save it, and with
 what is left of it behind the layer's forward pass; parameters do not count.
 
@@ -176,12 +177,12 @@ def _caller() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
 
-def count(job: verify.Job, recompute: list[str]) -> dict[str, Any]:
+def count(job: verify.Job, further: list[str]) -> dict[str, Any]:
     """Build the job's model in this process and run a layer of each kind."""
     import torch
     from megatron.training.argument_utils import gpt_config_from_args
 
-    words = [*verify.replace(job.argv), *recompute]
+    words = [*verify.replace(job.argv), *further]
     verify._become(job, 0, words)
     args = verify._parse()
     verify._validate(args)
@@ -206,6 +207,12 @@ def count(job: verify.Job, recompute: list[str]) -> dict[str, Any]:
 
     if args.recompute_granularity == "full":
         return {"block": run(model.decoder)}
+    if args.mtp_num_layers:
+        words = torch.zeros(args.micro_batch_size, tokens, dtype=torch.long, device="meta")
+        owned = [*model.parameters(), *model.buffers(), words]
+        call = {"position_ids": words, "attention_mask": None, "labels": words}
+        loss_mask = torch.ones(words.shape, device="meta")
+        return {"model": saved(lambda: model(words, loss_mask=loss_mask, **call), owned)}
     found = {}
     for layer in model.decoder.layers:
         kind = "MoE" if hasattr(layer.mlp, "experts") else "dense"
@@ -221,11 +228,11 @@ def main() -> None:
     verify._prepare_megatron()
     for line in sys.stdin:
         fields = json.loads(line)
-        recompute = fields.pop("recompute", [])
+        further = fields.pop("further", [])
         job = verify.read(json.dumps(fields))
 
-        def work(job: verify.Job = job, recompute: list[str] = recompute) -> dict:
-            return {"layers": count(job, recompute)}
+        def work(job: verify.Job = job, further: list[str] = further) -> dict:
+            return {"saved": count(job, further)}
 
         connection, process = verify._fork(work)
         try:

@@ -12,6 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from test_parameters import ROOT, words
@@ -20,12 +21,15 @@ from launcher.arguments import Arguments, argv, merge, parse
 from launcher.plan import memory, stages
 from launcher.plan.shape import Shape, read
 
-pytest.importorskip("megatron.training", reason="the training extra is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("megatron") is None, reason="the training extra is not installed"
+)
 
 TOLERANCE = 0.0125
 SELECTIVE = "--recompute-granularity selective --recompute-modules "
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
-# A job: a model's defaults, tensor ranks, and flags of recomputation.
+MTP = "--mtp-num-layers 1"
+# A job: a model's defaults, tensor ranks, and further arguments.
 JOBS = [
     *(
         (model, 1, "")
@@ -53,6 +57,7 @@ JOBS = [
     ("Mixtral-8x7B", 1, SELECTIVE + "core_attn"),
     ("Qwen2-57B-A14B", 2, SELECTIVE + "layernorm"),
     ("Qwen3-Next-80B-A3B", 1, SELECTIVE + "layernorm moe"),
+    *((model, 1, MTP) for model in ("DeepSeek-V3", "Qwen3-Next-80B-A3B")),
     *((model, 1, FULL) for model in ("DeepSeek-V3", "Mixtral-8x7B", "Qwen3-Next-80B-A3B")),
 ]
 # What does not concern a layer, and what chooses a layer's place.
@@ -89,8 +94,8 @@ def arguments(model: str, tensor: int) -> Arguments:
 
 
 def shape_of(job: tuple[str, int, str]) -> Shape:
-    model, tensor, recompute = job
-    return read(merge(arguments(model, tensor), parse(recompute.split(), "test")), tensor)
+    model, tensor, further = job
+    return read(merge(arguments(model, tensor), parse(further.split(), "test")), tensor)
 
 
 @functools.cache
@@ -102,7 +107,7 @@ def counted() -> dict[tuple[str, int, str], dict]:
             "argv": argv(arguments(*job[:2])),
             "world_size": job[1],
             "environment": {"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
-            "recompute": job[2].split(),
+            "further": job[2].split(),
             "own_training": True,
         }
         for job in JOBS
@@ -140,17 +145,24 @@ def fused(shape: Shape, layer: stages.Layer) -> float:
 def compared(job: tuple[str, int, str]) -> list[tuple[str, float, float]]:
     """Of each kind of layer: ours, and what was counted, in bytes."""
     shape, found = shape_of(job), counted()[job]
-    assert "layers" in found, found
+    assert "saved" in found, found
     (stage,) = stages.split(shape)
     if shape.training.recompute == "full":
         nothing = {layer.kind: 0.0 for layer in stage.layers}
         # Behind the decoder's layers, inputs all, comes the input of the final norm.
         ours = memory.chunk_activations(shape, stage.chunks[0], nothing) - memory.layer_input(shape)
-        return [("block", ours, found["layers"]["block"]["total"])]
+        return [("block", ours, found["saved"]["block"]["total"])]
     kinds = {layer.kind: layer for layer in stage.layers}
-    assert kinds.keys() == found["layers"].keys()
+    if shape.model.mtp:
+        kept = {kind: memory.kept(shape, layer) for kind, layer in kinds.items()}
+        (chunk,) = stage.chunks
+        # Beside what the loss saves are the BF16 logits, or their gradient, which nothing saves.
+        passing = memory.tokens(shape) * shape.model.vocabulary * memory.ACTIVATION
+        ours = memory.chunk_activations(shape, chunk, kept) + memory.logits(shape, chunk) - passing
+        return [("model", ours, found["saved"]["model"]["total"])]
+    assert kinds.keys() == found["saved"].keys()
     return [
-        (kind, memory.kept(shape, layer), found["layers"][kind]["total"] + fused(shape, layer))
+        (kind, memory.kept(shape, layer), found["saved"][kind]["total"] + fused(shape, layer))
         for kind, layer in kinds.items()
     ]
 
@@ -166,5 +178,5 @@ if __name__ == "__main__":
     for each in JOBS:
         for what, plan, count in compared(each):
             error = 100 * (plan / count - 1)
-            name = f"{each[0]} TP{each[1]} {each[2]}".replace("--recompute-", "")
+            name = f"{each[0]} TP{each[1]} {each[2]}".replace("--", "").replace("recompute-", "")
             print(f"{what:12} {plan / 2**20:8.1f} {count / 2**20:8.1f} MiB {error:+5.2f} %  {name}")

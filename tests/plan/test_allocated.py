@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from launcher.arguments import parse
 from launcher.plan import memory, parameters, stages
 from launcher.plan.shape import Shape, read
 
-pytest.importorskip("megatron.training", reason="the training extra is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("megatron") is None, reason="the training extra is not installed"
+)
 
 MEASURE = ROOT / "tests" / "megatron" / "measure_memory.py"
 # Recipes shrunk as SMOKE=1 does: latent attention, dense and shared experts, MTP in a layout of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,9 @@ from test_parameters import shape_of
 from launcher.plan import memory
 from launcher.plan.shape import Shape
 
-pytest.importorskip("megatron.core", reason="the training extra is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("megatron") is None, reason="the training extra is not installed"
+)
 
 # PP, VPP (None: not interleaved), micro-batches, micro-batches a group (None: PP), overlap
 JOBS = [
@@ -53,6 +56,9 @@ def events(
     rank: int, pipeline: int, virtual: int | None, micro_batches: int, group: int, overlap: bool
 ) -> tuple[list[int], int]:
     """The chunks of all forward passes in order, and how many of them come before a backward."""
+    from launcher.megatron import cpu_device
+
+    cpu_device.install()  # before megatron is imported, which other tests use in this process
     from megatron.core.pipeline_parallel import schedules
 
     chunks = virtual or 1
