@@ -90,6 +90,8 @@ def rank(shape: Shape, stage: Stage, count: Count, imbalance: float | None = Non
     flying = in_flight(shape, stage.pipeline_rank, [one + loss for one, loss in zip(saved, losses)])
     resident, visiting = optimizer(shape, count)
     at_work = max((working(shape, one, imbalance) for one in kinds.values()), default=0.0)
+    if shape.training.overlap_experts:
+        at_work += max(sizes.values(), default=0.0)
     return Rank(
         pipeline_rank=stage.pipeline_rank,
         weights=weights(shape, count),
@@ -237,16 +239,16 @@ def in_flight(shape: Shape, pipeline_rank: int, sizes: Sequence[float]) -> tuple
     `sizes` weighs the chunks. 1F1B: rank p of PP is PP-p-1 micro-batches ahead and works on one.
     Interleaved: (PP-p-1)·2 + (VPP-1)·group, one more with overlapped expert communication; chunks
     take turns by groups of micro-batches, backward in the opposite order
-    (get_pp_rank_microbatches, get_schedule_table, core/pipeline_parallel/schedules.py).
+    (get_pp_rank_microbatches, get_schedule_table, core/pipeline_parallel/schedules.py). That
+    overlap runs a forward and a backward pass together, layer by layer: one micro-batch is
+    exchanged for another, and a single layer is there besides, which `rank` adds
+    (TransformerModelChunkSchedulePlan.run, core/models/common/model_chunk_schedule_plan.py).
     """
     stages, virtual = shape.parallel.pipeline, len(sizes)
     batch = shape.training.micro_batch * shape.parallel.data
     micro_batches = max(1, shape.training.global_batch // batch)
     if virtual == 1:
-        ahead = stages - pipeline_rank - 1
-        # Without a pipeline, the overlap runs one micro-batch forward while another goes back.
-        ahead += shape.training.overlap_experts and stages == 1
-        return (min(ahead + 1, micro_batches),)
+        return (min(stages - pipeline_rank, micro_batches),)
     group = min(shape.training.group_size or stages, micro_batches)
     ahead = (stages - pipeline_rank - 1) * 2 + (virtual - 1) * group
     ahead += shape.training.overlap_experts
@@ -262,15 +264,18 @@ def in_flight(shape: Shape, pipeline_rank: int, sizes: Sequence[float]) -> tuple
     ]
     held = [0] * virtual
     fullest, size, most = tuple(held), 0.0, 0.0
+    exchanged = shape.training.overlap_experts
     for step, chunk in enumerate(order):
+        # The chunk that goes back in this step, before the next one or in exchange for it.
+        done = step - (0 if exchanged else 1) - ahead
+        if done >= 0:
+            gone = virtual - 1 - order[done]
+            held[gone] -= 1
+            size -= sizes[gone]
         held[chunk] += 1
         size += sizes[chunk]
         if size > most:
             fullest, most = tuple(held), size
-        if step >= ahead:
-            done = virtual - 1 - order[step - ahead]
-            held[done] -= 1
-            size -= sizes[done]
     return fullest
 
 

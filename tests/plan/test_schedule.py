@@ -87,15 +87,19 @@ def test_in_flight_is_what_the_schedule_holds(pipeline, virtual, micro_batches, 
             )
             held, most = [0] * chunks, 0.0
             for step, chunk in enumerate(order):
+                # One forward, one backward, which goes through the chunks in opposite order. With
+                # the overlap, both at once: layers of the one go as layers of the other come.
+                back = chunks - 1 - order[step - ahead]
+                if overlap and step >= ahead:
+                    held[back] -= 1
                 held[chunk] += 1
                 most = max(most, sum(n * weight for n, weight in zip(held, weights)))
-                if step >= ahead:  # one forward, one backward, which goes through the chunks back
-                    held[chunks - 1 - order[step - ahead]] -= 1
+                if not overlap and step >= ahead:
+                    held[back] -= 1
             found = memory.in_flight(job, rank, weights)
             assert sum(n * weight for n, weight in zip(found, weights)) == pytest.approx(most)
 
 
-def test_without_a_pipeline_only_the_overlap_holds_two():
-    assert memory.in_flight(shape(1, 8, None, False), 0, [1.0]) == (1,)
-    assert memory.in_flight(shape(1, 8, None, True), 0, [1.0]) == (2,)
-    assert memory.in_flight(shape(1, 1, None, True), 0, [1.0]) == (1,)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_without_a_pipeline_there_is_one(overlap):
+    assert memory.in_flight(shape(1, 8, None, overlap), 0, [1.0]) == (1,)
