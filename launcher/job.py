@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2
 
-from launcher import knobs, local, model, releases, smoke
+from launcher import batch, container, knobs, local, model, releases, smoke
 from launcher.arguments import Arguments, argv, merge, parse, quote, split, value
 from launcher.errors import UsageError
 from launcher.plan.flags import release_of
@@ -50,6 +50,7 @@ class Job:
     notes: tuple[str, ...]  # what the user should know
     objections: tuple[str, ...]  # why it cannot work
     plan: Plan
+    sbatch: tuple[str, ...]  # options of the job script
 
     @property
     def world_size(self) -> int:
@@ -59,7 +60,9 @@ class Job:
     @property
     def site(self) -> Site:
         """Where it runs, as the plan sees it; this machine's GPUs are unknown to the plan."""
-        gpu = None if local.is_local(self.settings) else self.settings.GPU
+        gpu = self.settings.GPU
+        if local.is_local(self.settings) or gpu == "none":
+            gpu = None
         return Site(self.settings.MODEL_NAME, self.nodes, self.tasks_per_node, gpu)
 
     @property
@@ -107,13 +110,19 @@ def build(
             shrunk = smoke.shrink(arguments, command_line, local.ranks_at_most(settings))
         except ValueError as error:
             raise UsageError(f"SMOKE=1 cannot shrink this job: {error}") from None
-        arguments, tasks_per_node, nodes = shrunk.arguments, shrunk.ranks, 1
+        arguments = shrunk.arguments
+        nodes = 2 if nodes > 1 and shrunk.ranks % 2 == 0 else 1
+        tasks_per_node = shrunk.ranks // nodes
         notes = [*(note for note in notes if "mock data" not in note), *shrunk.notes]
     if local.is_local(settings):
         machine = local.fit(settings, arguments, environment)
         arguments, environment = machine.arguments, machine.environment
         nodes, tasks_per_node, program = 1, machine.ranks, machine.program
         notes += machine.notes
+    elif settings.GPU == "none":
+        arguments, environment, replaced = local.on_the_cpu(settings, arguments, environment)
+        environment = {**environment, **local.entry_environment(settings)}
+        notes += replaced
 
     stamp = settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")
     run_name = settings.RUN_NAME or settings.MODEL_NAME
@@ -125,6 +134,11 @@ def build(
     if settings.PROFILE in ("1", "nsys"):
         program = (*_nsys(run_dir), *program)
     environment = _outranked(environment, environ)
+    sbatch: list[str] = []
+    if not local.is_local(settings):
+        arguments = batch.arranged(arguments)
+        sbatch, said = batch.options(settings, arguments, nodes, tasks_per_node, name)
+        notes += [*said, *container.unseen(settings)]
     planned = plan(_case(settings, arguments, environment, nodes, tasks_per_node))
     errors = [finding.message for finding in planned.findings if finding.severity == "error"]
     return Job(
@@ -139,6 +153,7 @@ def build(
         notes=tuple(notes),
         objections=(*errors, *objections),
         plan=planned,
+        sbatch=tuple(sbatch),
     )
 
 
@@ -148,16 +163,26 @@ def render(job: Job) -> str:
     Raises UsageError when a value cannot be part of it.
     """
     settings = job.settings
-    kind = "local" if local.is_local(settings) else "slurm"
-    text = _template(f"{kind}.sh.j2").render(
+    shared = {
+        "title": _title(job),
+        "environment": [(name, text) for name, (text, _) in sorted(job.environment.items())],
+    }
+    if local.is_local(settings):
+        lines = _lines(job.program, job.arguments)
+        return _template("local.sh.j2").render(command_lines=lines, **shared)
+    starts = batch.starts(job.arguments)
+    return _template("slurm.sh.j2").render(
         settings=settings,
-        title=_title(job),
-        sbatch=_sbatch(job) if kind == "slurm" else (),
-        environment=[(name, text) for name, (text, _) in sorted(job.environment.items())],
-        command_lines=_command_lines(job),
+        sbatch=job.sbatch,
+        command_lines=_lines(job.program, starts.common),
+        first_lines=_lines((), starts.first),
+        later_lines=_lines((), starts.later),
+        save=value(job.arguments, "--save"),
+        srun_options=container.srun_options(settings),
+        prefix=container.prefix(settings),
         run_dir=str(job.run_dir),
+        **shared,
     )
-    return text
 
 
 def check_secrets(text: str, environ: Mapping[str, str]) -> None:
@@ -215,16 +240,27 @@ def _adopt(settings: Settings, arguments: Arguments) -> Settings:
 
 
 def _program(settings: Settings) -> tuple[str, ...]:
-    script = settings.TRAINING_SCRIPT_PATH
-    if not settings.CONTAINER_IMAGE and not local.is_local(settings):
-        raise UsageError("CONTAINER_IMAGE is not set: the .sqsh file or image to run in")
-    if not script:
-        if not settings.MEGATRON_PATH and not local.is_local(settings):
+    """Return the words that start the training on a cluster; `local` has its own."""
+    if local.is_local(settings):
+        return ()
+    if container.has_container(settings) and not settings.CONTAINER_IMAGE:
+        raise UsageError(
+            "CONTAINER_IMAGE is not set: the .sqsh file or image to run in "
+            "(CONTAINER_RUNTIME=none runs without one)"
+        )
+    bind = [settings.BINDPCIE_PATH] if settings.BINDPCIE_PATH else []
+    python, script = "python3", settings.TRAINING_SCRIPT_PATH
+    if settings.GPU == "none":
+        script = str(local.ENTRY)
+        if not container.has_container(settings) and not settings.NODE_SETUP_PATH:
+            python = str(local.training_python(settings)[0])
+    elif not script:
+        if not settings.MEGATRON_PATH:
             raise UsageError(
                 "MEGATRON_PATH is not set: the Megatron-LM checkout, as the container sees it"
             )
         script = f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
-    return (*([settings.BINDPCIE_PATH] if settings.BINDPCIE_PATH else []), "python3", "-u", script)
+    return (*bind, python, "-u", script)
 
 
 def _nsys(run_dir: Path) -> tuple[str, ...]:
@@ -296,38 +332,10 @@ def _title(job: Job) -> str:
     return re.sub(r"[^\x20-\x7e]", "?", words)
 
 
-def _sbatch(job: Job) -> list[str]:
-    settings = job.settings
-    logs = str(Path(settings.OUTPUT_PATH) / "slurm_logs").replace("%", "%%")
-    options = {
-        "nodes": job.nodes,
-        "ntasks-per-node": job.tasks_per_node,
-        "account": settings.ACCOUNT,
-        "partition": settings.PARTITION,
-        "time": settings.RUN_TIME,
-        "job-name": job.name,
-        "dependency": "singleton",
-        "output": f"{logs}/%j.log",
-        "segment": settings.SEGMENT if settings.GB200_CLUSTER else None,
-    }
-    lines = [
-        f"--{name}={_sbatch_value(name, str(given))}" for name, given in options.items() if given
-    ]
-    return [*lines, "--exclusive"]
-
-
-def _sbatch_value(name: str, text: str) -> str:
-    if re.search(r"[\x00-\x1f]", text):
-        raise UsageError(f"{text!r} cannot be sbatch's --{name}: Slurm reads it from one line")
-    if re.fullmatch(r"[\w@%+:./=,-]+", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f"'{text}'" if "'" not in text else f'"{escaped}"'
-
-
-def _command_lines(job: Job) -> list[str]:
-    lines = [list(job.program), *(argument.words() for argument in job.arguments.values())]
-    return [" ".join(quote(word) for word in line) for line in lines]
+def _lines(program: Sequence[str], arguments: Arguments) -> list[str]:
+    """Return a command as lines of a Bash array, one a flag."""
+    lines = [list(program), *(argument.words() for argument in arguments.values())]
+    return [" ".join(quote(word) for word in line) for line in lines if line]
 
 
 @functools.cache

@@ -105,39 +105,53 @@ def fit(settings: Settings, arguments: Arguments, environment: Environment) -> F
         )
     fitted = dict(arguments)
     notes: list[str] = []
-    if not (devices and _has_package(python, "transformer_engine")):
+    if devices and not _has_package(python, "transformer_engine"):
         notes += _replace(fitted, WITHOUT_TRANSFORMER_ENGINE)
     if not devices:
-        notes += _replace(fitted, ON_THE_CPU)
-        _add(fitted, CPU_FLAGS)
-        environment = {
-            **environment,
-            **{name: (text, "CPU") for name, text in CPU_ENVIRONMENT.items()},
-        }
-    if not devices and settings.WANDB_MODE == "disabled":
-        # Importing wandb takes seconds in every process, to record nothing.
-        fitted.pop("--wandb-project", None)
-        fitted.pop("--wandb-exp-name", None)
-        fitted.pop("--wandb-save-dir", None)
+        fitted, environment, notes = on_the_cpu(settings, arguments, environment)
     for name in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         # Their defaults lie in the home directory or /tmp.
         environment = {
             **environment,
             name: (f"{settings.OUTPUT_PATH}/cache/{name.lower()}", "local"),
         }
-    if settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH:
-        script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
-        if not Path(script).is_file():
-            raise UsageError(
-                f"TRAINING_SCRIPT_PATH={script!r} (default: in MEGATRON_PATH) is not here"
-            )
-        environment = {**environment, "TRAINING_SCRIPT_PATH": (script, "setting")}
-        if settings.MEGATRON_PATH:
-            environment["MEGATRON_PATH"] = (settings.MEGATRON_PATH, "setting")
+    entry = entry_environment(settings)
+    if entry and not Path(script := entry["TRAINING_SCRIPT_PATH"][0]).is_file():
+        raise UsageError(f"TRAINING_SCRIPT_PATH={script!r} (default: in MEGATRON_PATH) is not here")
+    environment = {**environment, **entry}
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     return Fitted(
         fitted, environment, (str(python), "-u", *torchrun, str(ENTRY)), ranks, tuple(notes)
     )
+
+
+def on_the_cpu(
+    settings: Settings, arguments: Arguments, environment: Environment
+) -> tuple[dict[str, Argument], Environment, list[str]]:
+    """Return arguments and environment for processes without GPUs, and what was replaced."""
+    fitted = dict(arguments)
+    notes = [*_replace(fitted, WITHOUT_TRANSFORMER_ENGINE), *_replace(fitted, ON_THE_CPU)]
+    _add(fitted, CPU_FLAGS)
+    if settings.WANDB_MODE == "disabled":
+        # Importing wandb takes seconds in every process, to record nothing.
+        for flag in ("--wandb-project", "--wandb-exp-name", "--wandb-save-dir"):
+            fitted.pop(flag, None)
+    return (
+        fitted,
+        {**environment, **{name: (text, "CPU") for name, text in CPU_ENVIRONMENT.items()}},
+        notes,
+    )
+
+
+def entry_environment(settings: Settings) -> Environment:
+    """Return what tells ENTRY which training script and which Megatron to run."""
+    if not (settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH):
+        return {}
+    script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
+    found = {"TRAINING_SCRIPT_PATH": (script, "setting")}
+    if settings.MEGATRON_PATH:
+        found["MEGATRON_PATH"] = (settings.MEGATRON_PATH, "setting")
+    return found
 
 
 def _least_ranks(arguments: Arguments) -> int:

@@ -124,6 +124,9 @@ class Settings:
     SEQ_LEN: int = _setting("batch and job", SIZE, "sequence length, tokens")
     NNODES: int = _setting("batch and job", SIZE, "nodes")
     RUN_TIME: str = _setting("batch and job", DURATION, "Slurm time limit")
+    RESUBMIT: int = _setting(
+        "batch and job", _integer(0), "follow-up jobs that Slurm may be given to continue a run that is not done; unset: 0", 0
+    )
     PRETRAIN: bool = _setting(
         "batch and job",
         SWITCH,
@@ -178,8 +181,17 @@ class Settings:
     RUN_NAME: str | None = _setting(
         "cluster", TEXT, "part of the job's name and of its run directory"
     )
+    CONTAINER_RUNTIME: str = _setting(
+        "cluster", _choice("pyxis", "apptainer", "none"), "how CONTAINER_IMAGE is run on the nodes; none: bare, with what NODE_SETUP_PATH sets up; unset: pyxis", "pyxis"
+    )
     CONTAINER_MOUNTS: str | None = _setting(
-        "cluster", TEXT, "pyxis mounts, `source:target`, separated by commas"
+        "cluster", TEXT, "mounts into the container, `source:target`, separated by commas"
+    )
+    NODE_SETUP_PATH: str | None = _setting(
+        "cluster", PATH, "Bash file that each task sources first (`module load …`); with pyxis inside the container"
+    )
+    SBATCH_OPTIONS: str | None = _setting(
+        "cluster", TEXT, "further options of sbatch, such as `--qos=high --constraint=h100 --mail-type=END`, split by POSIX quoting rules"
     )
     GB200_CLUSTER: bool = _setting(
         "cluster", SWITCH, "1: GB200 or GB300 NVL72: 4 tasks a node, NVLINK_DOMAIN_SIZE=72", False
@@ -189,7 +201,7 @@ class Settings:
         SIZE,
         "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1",
     )
-    GPU: str | None = _setting("cluster", _choice("H100", "H200", "B200", "GB200", "GB300"), "what the memory estimate is held against")
+    GPU: str | None = _setting("cluster", _choice("H100", "H200", "B200", "GB200", "GB300", "none"), "what the memory estimate is held against; none: nodes without GPUs, for SMOKE=1")
     TASKS_PER_NODE: int | None = _setting(
         "cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1"
     )

@@ -57,7 +57,7 @@ def as_json(job: Job, opinion: Opinion | None = None) -> str:
 def _title(job: Job) -> str:
     settings = job.settings
     where = "this machine" if local.is_local(settings) else settings.CLUSTER
-    gpus = "" if local.is_local(settings) or not settings.GPU else f" {settings.GPU}"
+    gpus = f" {job.site.gpu}" if job.site.gpu else ""
     return (
         f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
         f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {settings.PR}; "

@@ -54,7 +54,8 @@ def test_script_runs_the_argv_of_the_command_line(tmp_path: Path):
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(
-        '#!/bin/bash\nwhile [[ $1 != task ]]; do shift; done\nshift\nprintf "%s\\0" "$@"\n'
+        "#!/bin/bash\nif [[ $1 == --help ]]; then exec echo --container-image; fi\n"
+        'while [[ $1 != task ]]; do shift; done\nshift\nprintf "%s\\0" "$@" >argv\n'
     )
     (srun.parent / "scontrol").write_text("#!/bin/bash\necho node1\necho node2\n")
     for stand_in in srun.parent.iterdir():
@@ -62,19 +63,18 @@ def test_script_runs_the_argv_of_the_command_line(tmp_path: Path):
     run_dir = Path(re.search(r"run directory (.*)", seen.stderr)[1])
     run_dir.mkdir(parents=True)
     (run_dir / "job.sh").write_text(seen.script)
-    done = subprocess.run(
+    variables = {"JOB_ID": "1", "JOB_NODELIST": "node[1-2]", "JOB_NUM_NODES": "2"}
+    variables |= {"CLUSTER_NAME": "here", "JOB_PARTITION": "batch"}
+    subprocess.run(
         ["bash", str(run_dir / "job.sh")],
         cwd=tmp_path,
         env={
             "PATH": f"{srun.parent}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "1",
-            "SLURM_JOB_NODELIST": "node[1-2]",
+            **{f"SLURM_{name}": value for name, value in variables.items()},
         },
-        capture_output=True,
-        text=True,
         check=True,
     )
-    assert done.stdout.split("\0")[:-1] == seen.command
+    assert (tmp_path / "argv").read_text().split("\0")[:-1] == seen.command
     assert seen.flag("--save") == [NASTY]
     assert seen.command[seen.command.index("--wandb-exp-name") + 1].endswith(NASTY)
     assert not list(tmp_path.rglob("pwned"))

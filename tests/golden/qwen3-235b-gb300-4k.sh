@@ -9,9 +9,12 @@
 #SBATCH --output=/output/slurm_logs/%j.log
 #SBATCH --segment=16
 #SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@300
 #
 # Qwen3-235B-A22B: 64 ranks, TP1 PP1 EP64 CP1
-# Complete in itself: `sbatch job.sh` in its folder starts the same run again.
+# Complete in itself: `sbatch job.sh` in its folder starts the same run again, after its last checkpoint.
 # shellcheck disable=SC2016 # the quoted values reach Megatron as they are
 set -euo pipefail
 
@@ -25,9 +28,34 @@ export NVTE_FWD_LAYERNORM_SM_MARGIN=24
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export WANDB_MODE=disabled
 
-read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-ln -sfn "../../slurm_logs/$SLURM_JOB_ID.log" /output/runs/qwen3-235b-gb300-4k-260101_000000/log
+readonly run_dir=/output/runs/qwen3-235b-gb300-4k-260101_000000
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# Never two jobs in one run directory: log.N belongs to its Nth job, and who links it has the turn.
+mkdir -p "$run_dir"
+turn=1
+while [[ -L $run_dir/log.$turn ]]; do turn=$((turn + 1)); done
+last=$(readlink "$run_dir/log.$((turn - 1))" || true)
+last=${last##*/} last=${last%.log}
+if [[ $last == "$SLURM_JOB_ID" ]]; then
+  turn=$((turn - 1)) # Slurm has started this job again
+else
+  state=COMPLETING
+  while [[ -n $last && $state == COMPLETING ]]; do
+    state=$(squeue --noheader --jobs="$last" --format=%T 2>&1) || true
+    [[ $state != COMPLETING ]] || sleep 5
+  done
+  case $state in
+  RUNNING | SUSPENDED | STOPPED | SIGNALING | *'ontact slurm'* | *'imed out'*)
+    fail "job $last ($state) has this run directory, so this job starts nothing: $run_dir"
+    ;;
+  esac
+  ln -s "../../slurm_logs/$SLURM_JOB_ID.log" "$run_dir/log.$turn" || fail "another job was faster: $run_dir"
+fi
+ln -sfn "log.$turn" "$run_dir/log"
 
 training_command=(
   python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
@@ -94,7 +122,6 @@ training_command=(
   --min-lr 3.9e-7
   --lr-decay-samples 584765624
   --lr-warmup-samples 1536000
-  --finetune
   --qk-layernorm
   --moe-router-dtype fp32
   --moe-router-fusion
@@ -119,8 +146,6 @@ training_command=(
   --moe-router-topk 8
   --moe-ffn-hidden-size 1536
   --lr-warmup-init 3.9e-7
-  --no-load-optim
-  --no-load-rng
   --logging-level 40
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend hybridep
@@ -141,18 +166,47 @@ training_command=(
   --cuda-graph-impl transformer_engine
   --cuda-graph-modules attn moe_router moe_preprocess
   --moe-router-force-load-balancing
+  --exit-signal-handler
 )
+begins="at its first iteration"
+first_start=(--finetune --no-load-optim --no-load-rng)
+later_start=(--load /output/checkpoints)
+# A checkpoint is this run's when it is younger than the run's first start.
+[[ -e $run_dir/started ]] || touch "$run_dir/started"
+readonly saved=/output/checkpoints/latest_checkpointed_iteration.txt
+if [[ $saved -nt $run_dir/started ]]; then
+  begins="after iteration $(<"$saved")"
+  training_command+=("${later_start[@]}")
+else
+  training_command+=("${first_start[@]}")
+fi
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+echo '=== Qwen3-235B-A22B: 64 ranks, TP1 PP1 EP64 CP1'
+echo "job            $SLURM_JOB_ID, number $turn of this run, start $((${SLURM_RESTART_COUNT:-0} + 1)); begins $begins"
+echo "where          $SLURM_CLUSTER_NAME, partition $SLURM_JOB_PARTITION, $SLURM_JOB_NUM_NODES nodes: ${nodes[*]}"
+echo "run directory  $run_dir"
+cat "$run_dir/versions.yaml" || true
+echo "=== $(date '+%F %T')"
+
+[[ $(srun --help) == *--container-image* ]] ||
+  fail "srun has no --container-image: the pyxis plugin is not installed here (CONTAINER_RUNTIME=apptainer or none does without)"
 
 # Each task learns its rank from Slurm, then becomes the training command.
+status=0
 srun \
   --mpi=pmix \
   --label \
+  --kill-on-bad-exit=1 \
   --no-container-mount-home \
   --container-image=YOUR_CONTAINER_IMAGE \
   --container-mounts=YOUR_CONTAINER_MOUNTS \
   --container-workdir=YOUR_MEGATRON_PATH \
   bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
     exec "$@"
-  ' task "${training_command[@]}"
+  ' task "${training_command[@]}" || status=$?
+exit "$status"
