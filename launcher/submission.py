@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from launcher import run_directory, slurm
 from launcher.arguments import quote
@@ -27,7 +29,7 @@ def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = (
     try:
         if not job.settings.FORCE:
             _check_nodes(job, known)
-        job_id = slurm.sbatch(script, environ, keep_open)
+        job_id = slurm.sbatch(script, _without_overrides(script, environ), keep_open)
     except slurm.Refused as error:
         said = f"Slurm refused the job: {error}.{_advice(job, str(error), known)}"
         run_directory.record(job, failed=said)
@@ -54,6 +56,21 @@ def limit(job_id: str) -> str:
         return ""
     limits = ("Account", "Assoc", "Bad", "Invalid", "Partition", "QOS")
     return state.reason if state and state.reason.startswith(limits) else ""
+
+
+def _without_overrides(script: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what would outrank the script: SBATCH_PARTITION and the like.
+
+    The preview shows what is submitted, and the launcher has variables of its own for all of it.
+    """
+    text = script.read_text(encoding="utf-8")
+    options = re.findall(r"^#SBATCH --([\w-]+)", text, re.MULTILINE)
+    names = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in {*names, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE"}
+    }
 
 
 def _look_up(job: Job, said: str) -> str:

@@ -190,7 +190,7 @@ def _job_of(run_dir: Path) -> str | None:
     if "job_id" in known:
         return known["job_id"]
     if (run_dir / "log").is_symlink():  # the job itself makes it
-        return Path(os.readlink(run_dir / "log")).stem
+        return (run_dir / "log").resolve().stem
     try:
         found = slurm.find(run_dir / "job.sh")
     except slurm.NoAnswer as error:

@@ -51,6 +51,25 @@ def test_gb200(nodes: str, segment: str | None):
     assert ("error: " in seen.stderr) == (nodes != "256")
 
 
+def test_apptainer():
+    seen = preview(CLUSTER="example-apptainer", **USER)
+    assert options(seen)["qos"] == "large"
+    assert options(seen)["mail-type"] == "END,FAIL"
+    assert "\n  apptainer exec " in seen.script
+    assert "--container-image" not in seen.script
+    assert "export NODE_SETUP_PATH=/shared/me/modules.sh\n" in seen.script
+    assert "error: " not in seen.stderr
+
+
+def test_cpu():
+    seen = preview(CLUSTER="example-cpu", **USER)
+    assert (options(seen)["nodes"], options(seen)["ntasks-per-node"]) == ("2", "2")
+    assert "account" not in options(seen)
+    assert "container" not in "".join(seen.command)
+    assert seen.flag("--distributed-backend") == ["gloo"]
+    assert "error: " not in seen.stderr
+
+
 def test_the_template_explains_every_setting_of_a_cluster():
     text = (FOLDER / "template.conf").read_text(encoding="utf-8")
     for name, field in settings.FIELDS.items():
