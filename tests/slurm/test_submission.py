@@ -249,7 +249,7 @@ def test_a_sweep_killed_and_continued(environment, cluster: Cluster, tmp_path: P
         process.communicate()
     seen = sweep(environment, path, WAIT="1")
     assert seen.status == 0, seen.stderr
-    assert seen.stdout.count("refused: world size 1 is not a multiple of TP*PP*CP = 2*1*1 = 2") == 4
+    assert seen.stdout.count("refused: world size 1 is not a multiple of TP*PP*CP") == 4
     table = seen.stdout[seen.stdout.index("TFLOPS/GPU") :].splitlines()[1:]
     assert len(table) == 8
     assert all("COMPLETED" in row and "2/2" in row and "338.1" in row for row in table)
