@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 
 from launcher import job, layers, settings, submit, sweep
+from launcher.arguments import argv
 from launcher.errors import UsageError, did_you_mean
 from launcher.settings import LAYER_ORIGINS
 from launcher.summary import explain, report
@@ -51,6 +53,18 @@ def _arguments(words: Sequence[str]) -> int:
     return 0
 
 
+def _argv(words: Sequence[str]) -> int:
+    """Print the job for other programs: a JSON object of argv, world_size and release."""
+    described = job.build(_read("argv", words), words, os.environ)
+    found = {
+        "argv": argv(described.arguments),
+        "world_size": described.world_size,
+        "release": described.settings.MCORE_RELEASE_VERSION,
+    }
+    print(json.dumps(found))
+    return 0
+
+
 def _plan(words: Sequence[str]) -> int:
     """Print what the job is and whether it can work (status 1: no); --all: every stage."""
     flags = [word for word in words if word != "--all"]
@@ -90,6 +104,7 @@ COMMANDS = {
     "sweep": _sweep,
     "plan": _plan,
     "arguments": _arguments,
+    "argv": _argv,
     "settings": _settings,
     "help": _help,
 }

@@ -61,6 +61,7 @@ class Experts:
     shared_ffn: int  # intermediate width of all shared experts together; 0 without them
     shared_gate: bool
     shared_overlap: bool  # shared experts work while tokens are on their way
+    score_bias: bool  # --moe-router-enable-expert-bias: a buffer that balances, no parameter
     latent: int | None  # width in which routed experts work, if not the hidden size
     capacity_factor: float | None  # tokens kept an expert, of its even share; None drops nothing
     balanced: bool  # --moe-router-force-load-balancing: every expert gets its even share
@@ -308,6 +309,7 @@ def _experts(arguments: Arguments, ffn: int) -> Experts | None:
         shared_ffn=_integer(arguments, "--moe-shared-expert-intermediate-size", 0),
         shared_overlap="--moe-shared-expert-overlap" in arguments,
         shared_gate="--moe-shared-expert-gate" in arguments,
+        score_bias="--moe-router-enable-expert-bias" in arguments,
         latent=_optional(arguments, "--moe-latent-size"),
         capacity_factor=float(capacity) if capacity and float(capacity) > 0 else None,
         balanced="--moe-router-force-load-balancing" in arguments,

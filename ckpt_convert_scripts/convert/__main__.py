@@ -1,0 +1,211 @@
+"""The command behind the scripts of ckpt_convert_scripts/.
+
+    python -m ckpt_convert_scripts.convert TABLE [--megatron-flag value …]
+    python -m ckpt_convert_scripts.convert --verify FOLDER
+
+TABLE is an architecture of tables.py. Everything else is said by the environment, as to the
+launcher: MODEL, TP, PP, EP, VPP, …, and the variables of ckpt_convert_scripts/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from ckpt_convert_scripts.convert import (
+    configuration,
+    hugging_face,
+    job,
+    to_hugging_face,
+    to_megatron,
+    work,
+)
+from ckpt_convert_scripts.convert.job import Job
+from ckpt_convert_scripts.convert.tables import TABLES, Table
+from launcher.errors import UsageError, did_you_mean
+
+FORMATS = ("torch_dist", "legacy")
+
+
+def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one conversion; a UsageError is one line on stderr and status 1."""
+    try:
+        if len(words) == 2 and words[0] == "--verify":
+            print(f"{work.verify(Path(words[1]))} files are as they were written")
+            return 0
+        if not words or words[0] not in TABLES:
+            hint = did_you_mean(words[0], TABLES) if words else ""
+            raise UsageError(f"the first word is one of {', '.join(TABLES)}.{hint}")
+        convert(TABLES[words[0]], words[1:], environ)
+        return 0
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+def convert(table: Table, words: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Convert in the direction that the source asks for."""
+    source, target = (_path(environ, name) for name in ("SOURCE_CKPT_PATH", "TARGET_CKPT_PATH"))
+    if target == source or source in target.parents or target in source.parents:
+        raise UsageError("SOURCE_CKPT_PATH and TARGET_CKPT_PATH are not apart")
+    started = time.monotonic()
+    if (source / to_megatron.TRACKER).exists():
+        size = _to_hugging_face(table, words, environ, source, target)
+    else:
+        size = _to_megatron(table, words, environ, source, target)
+    seconds = time.monotonic() - started
+    print(f"{target}: {size / 1e9:.2f} GB in {seconds:.0f} s", file=sys.stderr)
+
+
+def _to_megatron(
+    table: Table, words: Sequence[str], environ: Mapping[str, str], source: Path, target: Path
+) -> int:
+    form = _choice(environ, "FORMAT", FORMATS)
+    read = hugging_face.open_source(source)
+    described, left_out = _with_mtp(table, words, environ, read)
+    configuration.check(read.config, table, described.shape.model, described.arguments)
+    mapped = to_megatron.match(read, described, table, left_out)
+    make = to_megatron.torch_dist_units if form == "torch_dist" else to_megatron.legacy_units
+    units = make(mapped)
+    plan = {
+        **_plan(table, environ, described, form),
+        "source": {name: list(one) for name, one in _files(read).items()},
+    }
+    finish = partial(to_megatron.finish, mapped, form)
+    print(
+        f"{len(read.tensors)} tensors → {len(mapped.filled)} parameters, {form}, "
+        f"{len(units)} files",
+        file=sys.stderr,
+    )
+    work.run(target, plan, units, finish, _workers(environ))
+    return sum(unit.size for unit in units)
+
+
+def _with_mtp(
+    table: Table, words: Sequence[str], environ: Mapping[str, str], source: hugging_face.Source
+) -> tuple[Job, list[str]]:
+    """Return the job with as many MTP layers as the source has, and the tensors left out.
+
+    MTP=0 leaves them out; `--mtp-num-layers`, by the model or on the command line, decides too.
+    """
+    described = job.from_launcher(words, environ)
+    model = described.shape.model
+    published = 0
+    if table.mtp:
+        while any(name.startswith(table.mtp.layer(model, published)) for name in source.tensors):
+            published += 1
+    wanted = environ.get("MTP", "")
+    if wanted not in ("", "0", "1"):
+        raise UsageError(f"MTP={wanted!r}: 0 leaves multi-token prediction out, 1 converts it")
+    if wanted == "0":
+        if model.mtp:
+            raise UsageError(f"MTP=0, but --mtp-num-layers is {model.mtp}")
+        return described, _mtp_patterns(table, described, published)
+    if published and not model.mtp:
+        described = job.from_launcher([*words, "--mtp-num-layers", str(published)], environ)
+    return described, []
+
+
+def _mtp_patterns(table: Table, described: Job, published: int) -> list[str]:
+    if not table.mtp or not published:
+        return []
+    model = described.shape.model
+    starts = {table.mtp.layer(model, number) for number in range(published)}
+    heads = {
+        source
+        for number in range(published)
+        for _, _, sources in table.mtp.rows(model, number)
+        for source in sources
+    }
+    return [*(re.escape(start) + ".*" for start in starts), *map(re.escape, heads)]
+
+
+def _to_hugging_face(
+    table: Table, words: Sequence[str], environ: Mapping[str, str], source: Path, target: Path
+) -> int:
+    like = _path(environ, "LIKE_PATH")
+    config = hugging_face.read_config(like)
+    described = job.from_launcher(words, environ)
+    configuration.check(config, table, described.shape.model, described.arguments)
+    reader = to_hugging_face.open_checkpoint(source, described)
+    tensors = to_hugging_face.published(described, table, config, like)
+    units = to_hugging_face.units(reader, tensors)
+    plan = {
+        **_plan(table, environ, described, "safetensors"),
+        "source": {
+            str(path.relative_to(source)): [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        },
+    }
+    finish = partial(to_hugging_face.finish, like, config, tensors)
+    print(f"{len(tensors)} tensors, {len(units)} files", file=sys.stderr)
+    work.run(target, plan, units, finish, _workers(environ))
+    return sum(unit.size for unit in units)
+
+
+def _plan(table: Table, environ: Mapping[str, str], described: Job, form: str) -> dict:
+    """Return all that decides what is written, but the source."""
+    parallel = asdict(described.shape.parallel)
+    del parallel["world"], parallel["context"], parallel["sequence"]
+    return {
+        "model": environ.get("MODEL", ""),
+        "table": table.name,
+        "format": form,
+        "parallel": parallel,
+        "sizes": asdict(described.shape.model),
+        "stages": [
+            [[layer.number for layer in chunk.layers] for chunk in stage.chunks]
+            for stage in described.stages
+        ],
+        "names": asdict(described.naming),
+        "dtype": str(described.dtype),
+    }
+
+
+def _files(source: hugging_face.Source) -> dict[str, tuple[int, int]]:
+    """Return the size and time of every file of the source."""
+    paths = sorted({tensor.path for tensor in source.tensors.values()})
+    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path:
+    text = environ.get(name, "")
+    if not text:
+        meaning = {
+            "SOURCE_CKPT_PATH": "the checkpoint to convert",
+            "TARGET_CKPT_PATH": "a folder that does not exist yet",
+            "LIKE_PATH": "the published model's folder, for config.json and the tokenizer",
+        }
+        raise UsageError(f"{name} is not set: {meaning[name]}")
+    path = Path(os.path.abspath(text))
+    if name != "TARGET_CKPT_PATH" and not path.is_dir():
+        raise UsageError(f"{name}={text!r}: there is no such folder")
+    return path
+
+
+def _choice(environ: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
+    text = environ.get(name) or allowed[0]
+    if text not in allowed:
+        raise UsageError(f"{name}={text!r}; allowed: {', '.join(allowed)}")
+    return text
+
+
+def _workers(environ: Mapping[str, str]) -> int:
+    text = environ.get("WORKERS") or str(min(8, len(os.sched_getaffinity(0))))
+    if not text.isdigit() or not int(text):
+        raise UsageError(f"WORKERS={text!r} is no number of processes")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,173 @@
+"""Hugging Face safetensors to a Megatron checkpoint, legacy or torch_dist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ckpt_convert_scripts.convert import audit, legacy, tables, torch_dist, work
+from ckpt_convert_scripts.convert.audit import Filled
+from ckpt_convert_scripts.convert.hugging_face import Source
+from ckpt_convert_scripts.convert.job import Job
+from ckpt_convert_scripts.convert.tables import Table
+from ckpt_convert_scripts.convert.transforms import Stack
+from launcher.errors import UsageError
+
+FOLDER = "release"  # Megatron: weights to start from, not an iteration to go on from
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A published model and the job that is to start from it, matched to the last tensor."""
+
+    source: Source
+    job: Job
+    filled: tuple[Filled, ...]
+    twins: Mapping[str, str]
+
+    @property
+    def by_name(self) -> dict[str, Filled]:
+        """Every parameter, by its name."""
+        return {one.parameter.name: one for one in self.filled}
+
+
+def match(source: Source, job: Job, table: Table, left_out: Sequence[str] = ()) -> Mapped:
+    """Audit names, shapes and dtypes; `left_out` are patterns of tensors not wanted."""
+    model = job.shape.model
+    filled = audit.pair(table, model, vocabulary(source.config, model.vocabulary))
+    twins = tables.twins(table, model)
+    expected = audit.sources(filled, twins)
+    # Copies may be left out of a publication; where they are there, they are compared.
+    audit.check(expected, source.tensors, (*table.ignored, *left_out), optional=twins)
+    present = {name: other for name, other in twins.items() if name in source.tensors}
+    return Mapped(source, job, tuple(filled), present)
+
+
+def vocabulary(config: Mapping[str, object], padded: int) -> int:
+    """Return the published number of tokens. Raises UsageError where Megatron has fewer rows."""
+    size = config.get("vocab_size")
+    if not isinstance(size, int) or not 0 < size <= padded:
+        raise UsageError(
+            f"vocab_size {size} in config.json, {padded} rows in Megatron's embedding "
+            "(--vocab-size and --make-vocab-size-divisible-by)"
+        )
+    return size
+
+
+def bytes_of(one: Filled, job: Job) -> int:
+    """Return what a whole parameter takes in the checkpoint."""
+    return one.parameter.numel * one.dtype(job.dtype).itemsize
+
+
+def tensors(mapped: Mapped, one: Filled) -> list[torch.Tensor]:
+    """Read what a parameter is made of, in the dtype it is to have."""
+    found = []
+    for name in one.row.sources:
+        tensor = mapped.source.read(name)
+        for twin, other in mapped.twins.items():
+            if other == name and not torch.equal(mapped.source.read(twin), tensor):
+                raise UsageError(
+                    f"{twin} is not equal to {name}, and Megatron has one tensor for both"
+                )
+        found.append(tensor)
+    return found
+
+
+def whole(mapped: Mapped, one: Filled) -> torch.Tensor:
+    """Return a parameter, unsplit."""
+    return one.row.how.forward(tensors(mapped, one)).to(one.dtype(mapped.job.dtype))
+
+
+# torch_dist: a file holds some parameters, whole.
+
+
+def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
+    """Return the files to write: parameters in the model's order, about a gigabyte each."""
+    groups: list[list[Filled]] = []
+    size = 0
+    for one in mapped.filled:
+        if not groups or size + bytes_of(one, mapped.job) > torch_dist.FILE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(one)
+        size += bytes_of(one, mapped.job)
+    layers = torch_dist.layers(mapped.job)
+    return [
+        work.Unit(
+            f"{FOLDER}/__{number}_0.distcp",
+            sum(bytes_of(one, mapped.job) for one in group),
+            partial(_write_group, mapped, layers, group),
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: work.Output):
+    written = []
+    for one in group:
+        parameter, dtype = one.parameter, one.dtype(mapped.job.dtype)
+        where = torch_dist.place(mapped.job, layers, parameter)
+        if isinstance(one.row.how, Stack):
+            # Its tensors are the parts already.
+            parts = [tensor.to(dtype) for tensor in tensors(mapped, one)]
+        else:
+            made = whole(mapped, one)
+            parts = [made]
+            if parameter.sections:
+                parts = [part.clone() for part in made.split(parameter.sections)]
+            elif made.untyped_storage().nbytes() != made.nbytes or not made.is_contiguous():
+                parts = [made.clone(memory_format=torch.contiguous_format)]
+        written += torch_dist.write(output, parameter, where, parts)
+    return written
+
+
+# legacy: a file holds a rank's parts.
+
+
+def legacy_units(mapped: Mapped) -> list[work.Unit]:
+    """Return the files to write: one a rank."""
+    by_name = mapped.by_name
+    units = []
+    for rank in legacy.ranks(mapped.job):
+        size = 0
+        for held in legacy.held(mapped.job, rank):
+            one = by_name[held.parameter]
+            count = 1
+            for axis in legacy.local_shape(one.parameter, mapped.job):
+                count *= axis
+            size += count * one.dtype(mapped.job.dtype).itemsize
+        file = f"{FOLDER}/{legacy.path(mapped.job, rank)}"
+        units.append(work.Unit(file, size, partial(_write_rank, mapped, rank)))
+    return units
+
+
+def _write_rank(mapped: Mapped, rank: legacy.Rank, output: work.Output) -> None:
+    by_name = mapped.by_name
+    models: dict[str, dict[str, torch.Tensor]] = {
+        "model" if len(stage.chunks) == 1 else f"model{number}": {}
+        for stage in (mapped.job.stages[rank.pipeline],)
+        for number in range(len(stage.chunks))
+    }
+    for held in legacy.held(mapped.job, rank):
+        one = by_name[held.parameter]
+        part = legacy.shard(whole(mapped, one), one.parameter, mapped.job, rank)
+        models[held.model][held.name] = part
+    torch.save(legacy.state(mapped.job, models), output)
+
+
+def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) -> None:
+    """Write what is not a rank's or a group's."""
+    folder = files / FOLDER
+    if form == "torch_dist":
+        torch_dist.finish(folder, mapped.job, records)
+        digests = {Path(name).name: record["sha256"] for name, record in records.items()}
+        for path in folder.iterdir():
+            if path.name not in digests and path.name != "integrity.json":
+                digests[path.name] = work.digest(path)
+        torch_dist.integrity(folder, digests)
+    (files / TRACKER).write_text("release", encoding="utf-8")
