@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# DeepSeek-V2 or V2-Lite (MODEL=DeepSeek-V2-Lite) between Hugging Face safetensors and Megatron-Core:
+# Convert DeepSeek-V2 or V2-Lite (MODEL=DeepSeek-V2-Lite) between Hugging Face safetensors and Megatron-Core:
 #
-#   MODEL=DeepSeek-V2 SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… TP=… PP=… EP=… bash ckpt_convert_scripts/DeepSeek-V2/convert_deepseek_v2.sh
+#   MODEL=DeepSeek-V2 TP=1 PP=4 EP=8 SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… \
+#     bash ckpt_convert_scripts/DeepSeek-V2/convert_deepseek_v2.sh
 #
 # ../README.md has the other variables.
 set -euo pipefail

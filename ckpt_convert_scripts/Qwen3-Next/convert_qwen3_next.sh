@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Qwen3-Next-80B-A3B between Hugging Face safetensors and Megatron-Core:
+# Convert Qwen3-Next-80B-A3B between Hugging Face safetensors and Megatron-Core:
 #
-#   MODEL=Qwen3-Next-80B-A3B SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… TP=… PP=… EP=… bash ckpt_convert_scripts/Qwen3-Next/convert_qwen3_next.sh
+#   MODEL=Qwen3-Next-80B-A3B TP=1 PP=4 EP=8 SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… \
+#     bash ckpt_convert_scripts/Qwen3-Next/convert_qwen3_next.sh
 #
 # ../README.md has the other variables.
 set -euo pipefail

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Qwen3-235B-A22B or Qwen3-30B-A3B (MODEL=Qwen3-30B-A3B) between Hugging Face safetensors and Megatron-Core:
+# Convert Qwen3-235B-A22B or Qwen3-30B-A3B (MODEL=Qwen3-30B-A3B) between Hugging Face safetensors and Megatron-Core:
 #
-#   MODEL=Qwen3-235B-A22B SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… TP=… PP=… EP=… bash ckpt_convert_scripts/Qwen3/convert_qwen3.sh
+#   MODEL=Qwen3-235B-A22B TP=1 PP=4 EP=8 SOURCE_CKPT_PATH=… TARGET_CKPT_PATH=… \
+#     bash ckpt_convert_scripts/Qwen3/convert_qwen3.sh
 #
 # ../README.md has the other variables.
 set -euo pipefail

@@ -214,10 +214,9 @@ class Reader:
                 if isinstance(tensor, torch.Tensor) and not name.endswith("_extra_state")
             }
             where = path(self._job, rank)
-            problems += [f"{where} has no {name}" for _, name in expected.keys() - found.keys()]
-            problems += [
-                f"{where}: {name} is left over" for _, name in found.keys() - expected.keys()
-            ]
+            missing, left = expected.keys() - found.keys(), found.keys() - expected.keys()
+            problems += [f"{where} has no {name}" for _, name in missing]
+            problems += [f"{where}: {name} is left over" for _, name in left]
             for place in expected.keys() & found.keys():
                 shape = local_shape(by_name[expected[place]], self._job)
                 if tuple(found[place].shape) != shape:

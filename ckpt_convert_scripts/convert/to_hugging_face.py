@@ -141,9 +141,9 @@ def finish(
 ) -> None:
     """Write the index, the configuration, and the tokenizer's and other small files of `like`."""
     for path in sorted(like.iterdir()):
-        if path.is_file() and not path.name.endswith((*WEIGHTS, ".index.json")):
-            if path.name not in ("config.json", work.MANIFEST):
-                shutil.copyfile(path, files / path.name)
+        weights = path.name.endswith((*WEIGHTS, ".index.json"))
+        if path.is_file() and not weights and path.name not in ("config.json", work.MANIFEST):
+            shutil.copyfile(path, files / path.name)
     # What is written is not quantized any more.
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"

@@ -218,7 +218,7 @@ class Reader:
         """Return the whole parameter."""
         where = place(self._job, self._layers, parameter)
         parts = []
-        for key, shape, offset, rows in chunks(parameter, where):
+        for key, _, offset, rows in chunks(parameter, where):
             lead = len(where.stack)
             sizes = (*(1,) * lead, rows.stop - rows.start, *parameter.shape[1:])
             part = self._region(key, offset, sizes)
