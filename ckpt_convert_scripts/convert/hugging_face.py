@@ -7,6 +7,7 @@ bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the tensors' 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,9 +145,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in tensors:
-        size = dtype.itemsize
-        for axis in shape:
-            size *= axis
+        size = dtype.itemsize * math.prod(shape)
         entries[name] = {
             "dtype": NAMES[dtype],
             "shape": list(shape),

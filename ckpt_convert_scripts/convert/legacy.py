@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import torch
 
 from ckpt_convert_scripts.convert import names, parameters, pickles
 from ckpt_convert_scripts.convert.job import Job
+from ckpt_convert_scripts.convert.names import Naming
 from ckpt_convert_scripts.convert.parameters import Parameter
 from launcher.arguments import integer
 from launcher.errors import UsageError
+from launcher.plan.shape import Model
 from launcher.plan.stages import Chunk, Layer
 
 FILE = "model_optim_rng.pt"
@@ -101,17 +103,24 @@ def _chunk(job: Job, chunk: Chunk, rank: Rank) -> Iterator[tuple[str, str]]:
 
 
 def _layer(job: Job, layer: Layer, start: str, rank: Rank) -> Iterator[tuple[str, str]]:
-    model = job.shape.model
-    whole = parameters.prefix(layer)
-    experts = range(0)
-    if model.experts:
-        count = model.experts.count // job.shape.parallel.expert
-        experts = range(rank.expert * count, (rank.expert + 1) * count)
-    for one in parameters.of_layer(model, layer, ""):
-        if one.expert and parameters.expert_number(one.name) not in experts:
-            continue
-        name = names.legacy(one.name, layer, model, job.naming, experts.start)
-        yield start + name, whole + one.name
+    model, whole = job.shape.model, parameters.prefix(layer)
+    share = model.experts.count // job.shape.parallel.expert if model.experts else 0
+    kind = replace(layer, number=0)
+    for name, relative in _names(model, job.naming, kind, rank.expert * share, share):
+        yield start + name, whole + relative
+
+
+@cache
+def _names(
+    model: Model, naming: Naming, kind: Layer, first: int, share: int
+) -> tuple[tuple[str, str], ...]:
+    """Return the parameters of a kind of layer: by the file's names and by parameters.py's."""
+    local = range(first, first + share)
+    return tuple(
+        (names.legacy(one.name, kind, model, naming, first), one.name)
+        for one in parameters.of_layer(model, kind, "")
+        if not one.expert or parameters.expert_number(one.name) in local
+    )
 
 
 def shard(whole: torch.Tensor, parameter: Parameter, job: Job, rank: Rank) -> torch.Tensor:

@@ -12,6 +12,7 @@ megatron/core/transformer, as named in launcher/plan/parameters.py.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,10 +42,7 @@ class Parameter:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 def every(model: Model) -> Iterator[Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,10 +39,7 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Its size."""
-        count = self.dtype.itemsize
-        for size in self.shape:
-            count *= size
-        return count
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def open_checkpoint(source: Path, job: Job) -> Reader:

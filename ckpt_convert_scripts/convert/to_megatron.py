@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,16 +132,14 @@ def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], outpu
 
 def legacy_units(mapped: Mapped) -> list[work.Unit]:
     """Return the files to write: one a rank."""
-    by_name = mapped.by_name
+    local = {
+        one.parameter.name: math.prod(legacy.local_shape(one.parameter, mapped.job))
+        * one.dtype(mapped.job.dtype).itemsize
+        for one in mapped.filled
+    }
     units = []
     for rank in legacy.ranks(mapped.job):
-        size = 0
-        for held in legacy.held(mapped.job, rank):
-            one = by_name[held.parameter]
-            count = 1
-            for axis in legacy.local_shape(one.parameter, mapped.job):
-                count *= axis
-            size += count * one.dtype(mapped.job.dtype).itemsize
+        size = sum(local[held.parameter] for held in legacy.held(mapped.job, rank))
         file = f"{FOLDER}/{legacy.path(mapped.job, rank)}"
         units.append(work.Unit(file, size, partial(_write_rank, mapped, rank)))
     return units
