@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,11 @@ def _to_megatron(
 ) -> int:
     form = _choice(environ, "FORMAT", FORMATS)
     read = hugging_face.open_source(source)
-    described, left_out = _with_mtp(table, words, environ, read)
+    layers = _layers(read.config)
+    mtp = _published_mtp(table, read.tensors, layers)
+    words, left_out = _with_mtp(table, words, environ, mtp, layers)
+    configuration.check_kind(read.config, table)
+    described = job.from_launcher(words, environ)
     configuration.check(read.config, table, described.shape.model, described.arguments)
     mapped = to_megatron.match(read, described, table, left_out)
     make = to_megatron.torch_dist_units if form == "torch_dist" else to_megatron.legacy_units
@@ -91,42 +95,51 @@ def _to_megatron(
 
 
 def _with_mtp(
-    table: Table, words: Sequence[str], environ: Mapping[str, str], source: hugging_face.Source
-) -> tuple[Job, list[str]]:
-    """Return the job with as many MTP layers as the source has, and the tensors left out.
+    table: Table, words: Sequence[str], environ: Mapping[str, str], published: int, layers: int
+) -> tuple[list[str], list[str]]:
+    """Return the words with as many MTP layers as are published, and the tensors left out.
 
-    MTP=0 leaves them out; `--mtp-num-layers`, by the model or on the command line, decides too.
+    MTP=0 leaves them out; `--mtp-num-layers` on the command line decides too.
     """
-    described = job.from_launcher(words, environ)
-    model = described.shape.model
-    published = 0
-    if table.mtp:
-        while any(name.startswith(table.mtp.layer(model, published)) for name in source.tensors):
-            published += 1
     wanted = environ.get("MTP", "")
     if wanted not in ("", "0", "1"):
         raise UsageError(f"MTP={wanted!r}: 0 leaves multi-token prediction out, 1 converts it")
+    given = any(word.partition("=")[0] == "--mtp-num-layers" for word in words)
     if wanted == "0":
-        if model.mtp:
-            raise UsageError(f"MTP=0, but --mtp-num-layers is {model.mtp}")
-        return described, _mtp_patterns(table, described, published)
-    if published and not model.mtp:
-        described = job.from_launcher([*words, "--mtp-num-layers", str(published)], environ)
-    return described, []
+        if given:
+            raise UsageError("MTP=0 and --mtp-num-layers contradict each other")
+        return [*words, "--mtp-num-layers", "0"], _mtp_patterns(table, layers, published)
+    if published and not given:
+        return [*words, "--mtp-num-layers", str(published)], []
+    return list(words), []
 
 
-def _mtp_patterns(table: Table, described: Job, published: int) -> list[str]:
-    if not table.mtp or not published:
+def _published_mtp(table: Table, names: Collection[str], layers: int) -> int:
+    """Return how many MTP layers a list of tensors has."""
+    published = 0
+    while table.mtp and any(name.startswith(table.mtp.layer(layers, published)) for name in names):
+        published += 1
+    return published
+
+
+def _mtp_patterns(table: Table, layers: int, published: int) -> list[str]:
+    if not table.mtp:
         return []
-    model = described.shape.model
-    starts = {table.mtp.layer(model, number) for number in range(published)}
+    starts = {table.mtp.layer(layers, number) for number in range(published)}
     heads = {
         source
         for number in range(published)
-        for _, _, sources in table.mtp.rows(model, number)
+        for _, _, sources in table.mtp.rows(layers, number)
         for source in sources
     }
     return [*(re.escape(start) + ".*" for start in starts), *map(re.escape, heads)]
+
+
+def _layers(config: Mapping[str, object]) -> int:
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise UsageError(f"num_hidden_layers {layers} in config.json is no number")
+    return layers
 
 
 def _to_hugging_face(
@@ -134,6 +147,12 @@ def _to_hugging_face(
 ) -> int:
     like = _path(environ, "LIKE_PATH")
     config = hugging_face.read_config(like)
+    configuration.check_kind(config, table)
+    layers, weights = _layers(config), any(like.glob("*.safetensors"))
+    names = hugging_face.open_source(like).tensors if weights else ()
+    said = config.get("num_nextn_predict_layers")
+    mtp = said if not weights and isinstance(said, int) else _published_mtp(table, names, layers)
+    words, _ = _with_mtp(table, words, environ, mtp, layers)
     described = job.from_launcher(words, environ)
     configuration.check(config, table, described.shape.model, described.arguments)
     reader = to_hugging_face.open_checkpoint(source, described)

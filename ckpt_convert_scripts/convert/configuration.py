@@ -14,14 +14,18 @@ from launcher.errors import UsageError
 from launcher.plan.shape import Model
 
 
-def check(config: Mapping[str, object], table: Table, model: Model, arguments: Arguments) -> None:
-    """Compare all that both say. Raises UsageError."""
+def check_kind(config: Mapping[str, object], table: Table) -> None:
+    """Refuse another architecture. Raises UsageError."""
     kind = config.get("model_type")
     if kind not in table.model_types:
         raise UsageError(
             f"config.json says model_type {kind!r}; this script is for "
             f"{' and '.join(map(repr, table.model_types))}"
         )
+
+
+def check(config: Mapping[str, object], table: Table, model: Model, arguments: Arguments) -> None:
+    """Compare all that both say. Raises UsageError."""
     problems = [
         f"{key} {config[key]} in config.json, {flag} {have}"
         for key, flag, have in _said(table, model, arguments)

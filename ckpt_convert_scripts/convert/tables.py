@@ -162,10 +162,11 @@ def _deepseek_v3(model: Model, layer: Layer) -> Rows:
 class Mtp:
     """Where an architecture's tensor list has multi-token prediction."""
 
-    layer: Callable[[Model, int], str]  # what the names of its transformer layer start with
-    rows: Callable[[Model, int], Rows]  # of its own parts; sources by their full names
+    # All by the number of decoder layers and that of the MTP layer, from 0.
+    layer: Callable[[int, int], str]  # what the names of its transformer layer start with
+    rows: Callable[[int, int], Rows]  # of its own parts; sources by their full names
     # Tensors published twice: what they repeat. They are compared, and written back.
-    twins: Callable[[Model, int], tuple[tuple[str, str], ...]] = lambda model, number: ()
+    twins: Callable[[int, int], tuple[tuple[str, str], ...]] = lambda layers, number: ()
 
 
 def _head(enorm: str, hnorm: str, projection: str, norm: str) -> Rows:
@@ -177,25 +178,25 @@ def _head(enorm: str, hnorm: str, projection: str, norm: str) -> Rows:
     )
 
 
-def _deepseek_mtp_layer(model: Model, number: int) -> str:
-    return f"model.layers.{model.layers + number}."
+def _deepseek_mtp_layer(layers: int, number: int) -> str:
+    return f"model.layers.{layers + number}."
 
 
-def _deepseek_head(model: Model, number: int) -> Rows:
-    start = _deepseek_mtp_layer(model, number)
+def _deepseek_head(layers: int, number: int) -> Rows:
+    start = _deepseek_mtp_layer(layers, number)
     names = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
     return _head(*(f"{start}{name}.weight" for name in names))
 
 
-def _deepseek_twins(model: Model, number: int) -> tuple[tuple[str, str], ...]:
-    start = _deepseek_mtp_layer(model, number)
+def _deepseek_twins(layers: int, number: int) -> tuple[tuple[str, str], ...]:
+    start = _deepseek_mtp_layer(layers, number)
     return (
         (f"{start}embed_tokens.weight", EMBEDDING),
         (f"{start}shared_head.head.weight", OUTPUT),
     )
 
 
-def _qwen3_next_head(model: Model, number: int) -> Rows:
+def _qwen3_next_head(layers: int, number: int) -> Rows:
     names = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")
     return _head(*(f"mtp.{name}.weight" for name in names))
 
@@ -226,7 +227,7 @@ TABLES = {
             "qwen3-next",
             ("qwen3_next",),
             _qwen3_next,
-            Mtp(lambda model, number: f"mtp.layers.{number}.", _qwen3_next_head),
+            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head),
         ),
         Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2, experts="n_routed_experts"),
         Table(
@@ -250,9 +251,9 @@ def rows(table: Table, model: Model, vocabulary: int) -> Iterator[Row]:
     yield Row(parameters.FINAL_NORM, copy, (NORM,))
     if table.mtp:
         for number in range(model.mtp_built):
-            for target, how, sources in table.mtp.rows(model, number):
+            for target, how, sources in table.mtp.rows(model.layers, number):
                 yield Row(f"mtp.layers.{number}.{target}", how, sources)
-            start = table.mtp.layer(model, number)
+            start = table.mtp.layer(model.layers, number)
             yield from _expanded(table, model, mtp_layer(model, number), start)
     if not model.tied:
         yield Row(parameters.OUTPUT, pad, (OUTPUT,))
@@ -263,7 +264,7 @@ def twins(table: Table, model: Model) -> dict[str, str]:
     if not table.mtp:
         return {}
     return dict(
-        pair for number in range(model.mtp_built) for pair in table.mtp.twins(model, number)
+        pair for number in range(model.mtp_built) for pair in table.mtp.twins(model.layers, number)
     )
 
 

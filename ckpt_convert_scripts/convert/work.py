@@ -57,6 +57,7 @@ class Output:
         self._progress = progress
         self._hash = hashlib.sha256()
         self.bytes = 0
+        self.error: OSError | None = None  # torch.save does not pass it on
 
     def write(self, data: Any) -> int:
         """Write all of a buffer."""
@@ -65,7 +66,11 @@ class Output:
         while done < len(view):
             # In pieces, so that the hash finds them in the cache and the progress moves.
             part = view[done : done + (4 << 20)]
-            written = self._file.write(part)
+            try:
+                written = self._file.write(part)
+            except OSError as error:
+                self.error = error
+                raise
             self._hash.update(part[:written])
             self._progress(written)
             done += written
@@ -244,7 +249,12 @@ def _do(number: int) -> None:
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         output = Output(part, progress)
-        details = unit.write(output)
+        try:
+            details = unit.write(output)
+        except RuntimeError:
+            if output.error:
+                raise output.error from None
+            raise
         sha256 = output.close()
         os.rename(part, path)
         record = {"bytes": output.bytes, "sha256": sha256, "details": details}
