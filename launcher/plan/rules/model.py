@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from launcher.layout import layer_pattern
 from launcher.plan.rules.case import Case
 
 POSITIONS = "--position-embedding-type"
@@ -115,7 +116,118 @@ def buckets(case: Case) -> Iterator[str]:
         yield f"{case.said(number)} is below 1"
 
 
+# Rarely used flags that are refused alone, with what they need one of. validate_args,
+# TransformerConfig and OptimizerConfig state each in a line.
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "--fp8-output-proj": ("--fp8-format",),
+    "--moe-paged-stash": ("--moe-expert-rank-capacity-factor",),
+    "--load-main-params-from-ckpt": ("--no-load-optim",),
+    "--logits-save-dir": ("--logits-save-top-k",),
+    "--fsdp-manual-registration": ("--use-megatron-fsdp",),
+    "--activation-func-fp8-input-store": ("--swiglu",),
+    "--use-te-activation-func": ("--no-bias-swiglu-fusion",),
+    "--inference-fuse-tp-communication": ("--transformer-impl",),
+    "--ddp-param-name-patterns-for-fp32-local-accumulation": ("--grad-reduce-in-bf16",),
+}
+# Pairs that are refused together.
+EXCLUDE: Mapping[str, tuple[str, ...]] = {
+    "--override-ckpt-iteration": ("--finetune",),
+    "--step-batch-size-schedule": ("--global-batch-size", "--decrease-batch-size-if-needed"),
+    "--encoder-num-layers": ("--num-layers",),
+    "--encoder-seq-length": ("--seq-length",),
+    "--fused-single-qkv-rope": ("--attention-output-gate",),
+    "--save-params-interval": ("--overlap-param-gather",),
+    "--heterogeneous-layers-config-path": ("--multi-latent-attention",),
+}
+
+
+def companions(case: Case) -> Iterator[str]:
+    """Flags that need another one, and flags that exclude another one."""
+    for flag, needed in NEEDS.items():
+        if case.has(flag) and not case.has(*needed):
+            yield f"{case.said(flag)} needs {' or '.join(needed)}"
+    for flag, excluded in EXCLUDE.items():
+        for other in excluded:
+            if case.has(flag) and case.has(other):
+                yield f"{case.said(flag)} cannot go with {case.said(other)}"
+
+
+def rare_values(case: Case) -> Iterator[str]:
+    """validate_args, TransformerConfig: ranges of values that are rarely given."""
+    version = case.number("--flash-attention-version")
+    if version is not None and version not in (2, 3, 4):
+        yield f"{case.said('--flash-attention-version')} is none of 2, 3, 4"
+    if case.has("--num-dataset-builder-threads") and (
+        (case.number("--num-dataset-builder-threads") or 0) < 1
+    ):
+        yield f"{case.said('--num-dataset-builder-threads')} is below 1"
+    if case.has("--qk-clip"):
+        if not 0 < (case.real("--qk-clip-alpha") or 0) < 1:
+            yield f"{case.said('--qk-clip-alpha')} is not between 0 and 1"
+        if (case.real("--qk-clip-threshold") or 0) <= 0:
+            yield f"{case.said('--qk-clip-threshold')} is not above 0"
+    if (case.real("--glu-linear-offset") or 0) != 0 and not case.has("--no-bias-swiglu-fusion"):
+        yield f"{case.said('--glu-linear-offset')} needs --no-bias-swiglu-fusion"
+    length, limit = case.number("--decoder-seq-length"), case.number("--max-position-embeddings")
+    if length is not None and limit is not None and length > limit:
+        yield f"{case.said('--decoder-seq-length')} exceeds {case.said('--max-position-embeddings')}"
+
+
+def xavier(case: Case) -> Iterator[str]:
+    """core_transformer_config_from_args: passes on an initialization that no configuration takes."""
+    flag = "--init-method-xavier-uniform"
+    if case.has(flag):
+        yield f"{case.said(flag)} is broken in Megatron-Core: its configuration does not take it"
+
+
+def layers_without_rotation(case: Case) -> Iterator[str]:
+    """TransformerConfig: a pattern of layers without rotary positions."""
+    flag = "--no-rope-freq"
+    text = case.text(flag)
+    if not text:
+        return
+    if "[" in text:
+        length = len(layer_pattern(text, case.layers))
+        if length != case.layers:
+            yield f"{case.said(flag)} describes {length} layers, the model has {case.layers}"
+    elif case.number(flag) and case.layers % (case.number(flag) or 1):
+        yield f"{case.said(flag)} does not divide {case.layers} layers"
+
+
+def sparse_attention(case: Case) -> Iterator[str]:
+    """TransformerConfig: DeepSeek's sparse attention."""
+    if case.text(VARIANT) != "dsa":
+        return
+    if not case.has("--disable-bias-linear"):
+        yield f"{case.said(VARIANT)} needs --disable-bias-linear"
+    if _positions(case) == "rope" and not case.has("--no-rope-fusion"):
+        yield f"{case.said(VARIANT)} needs --no-rope-fusion"
+    if case.context > 1 and case.text("--cp-comm-type") != "allgather":
+        yield f"{case.said(VARIANT)} with CP={case.context} needs --cp-comm-type allgather"
+
+
+def batch_invariance(case: Case) -> Iterator[str]:
+    """TransformerConfig: results that do not depend on the batch need one attention kernel."""
+    flag = "--batch-invariant-mode"
+    if not case.has(flag):
+        return
+    if case.text("--attention-backend") != "flash":
+        yield f"{case.said(flag)} needs --attention-backend flash"
+    elif case.number("--flash-attention-version") not in (3, 4):
+        yield f"{case.said(flag)} needs --flash-attention-version 3 or 4"
+    elif case.context > 1:
+        yield f"{case.said(flag)} needs CP=1"
+    elif case.real("--attention-dropout"):
+        yield f"{case.said(flag)} cannot go with {case.said('--attention-dropout')}"
+
+
 ERRORS = (
+    companions,
+    rare_values,
+    xavier,
+    layers_without_rotation,
+    sparse_attention,
+    batch_invariance,
     mtp_positions,
     mtp_with_variant,
     position_embedding,

@@ -185,6 +185,18 @@ def flex_backend(case: Case) -> Iterator[str]:
         yield f"{case.said(pad)} cannot go with DeepEP: use the alltoall dispatcher"
 
 
+def rank_capacity(case: Case) -> Iterator[str]:
+    """TransformerConfig: a limit on a rank's tokens is HybridEP's or NCCL EP's."""
+    flag = "--moe-expert-rank-capacity-factor"
+    if case.real(flag) is None:
+        return
+    backend = case.text("--moe-flex-dispatcher-backend")
+    if backend not in ("hybridep", "ncclep"):
+        yield f"{case.said(flag)} needs --moe-flex-dispatcher-backend hybridep"
+    elif backend == "hybridep" and not case.has("--use-transformer-engine-op-fuser"):
+        yield f"{case.said(flag)} needs --use-transformer-engine-op-fuser"
+
+
 def flex_group(case: Case) -> Iterator[str]:
     """MoEFlexTokenDispatcher: there have to be ranks to send tokens to."""
     ranks = case.expert_tensor * case.expert
@@ -262,6 +274,7 @@ ERRORS = (
     latent_experts,
     deepep_flag,
     flex_backend,
+    rank_capacity,
     sms_of_dispatchers,
     padding_for_quantization,
     single_grouped_weight,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from launcher.plan.rules.case import Case, Unreadable, divisors, multiples
@@ -206,6 +207,9 @@ def context_communication(case: Case) -> Iterator[str]:
     sizes = "--hierarchical-context-parallel-sizes"
     if "a2a+p2p" in kinds and not case.has(sizes):
         yield f"{case.said(flag)} needs {sizes}"
+    product = math.prod(int(size) for size in case.words(sizes))
+    if case.has(sizes) and product != case.context:
+        yield f"{case.said(sizes)} make CP={product}, not {case.context}"
     if case.context > 1 and len(kinds) > 1 and len(kinds) != case.layers:
         yield f"{case.said(flag)} has {len(kinds)} entries for {case.layers} layers"
 

@@ -37,6 +37,13 @@ def one_quantization(case: Case) -> Iterator[str]:
         yield f"{case.said('--fp4-param-gather')} needs --fp4-format"
 
 
+def quantized_output(case: Case) -> Iterator[str]:
+    """TransformerConfig: the output layer in FP8 is MXFP8's."""
+    flag = "--fp8-output-proj"
+    if case.has(flag) and case.fp8 not in (None, "mxfp8"):
+        yield f"{case.said(flag)} needs --fp8-recipe mxfp8, not {case.fp8}"
+
+
 def quantized_parameters(case: Case) -> Iterator[str]:
     """validate_args, DistributedDataParallelConfig: who gathers FP8 parameters."""
     sharded = ("--use-distributed-optimizer", "--use-torch-fsdp2", "--use-megatron-fsdp")
@@ -160,6 +167,7 @@ ERRORS = (
     one_half,
     half_only,
     one_quantization,
+    quantized_output,
     quantized_parameters,
     first_and_last_layers,
     custom_recipe,
