@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import re
 from typing import Any, Callable
 
 import torch
@@ -25,6 +26,7 @@ def install() -> None:
     _provide_mla_projections()
     _provide_recomputation()
     _provide_adam()
+    _read_checkpoints_of_transformer_engine()
     # Other releases arrange these two differently; a job that needs them there says so itself.
     for provide in (_norm_uncompressed_query, _provide_gated_delta_net):
         with contextlib.suppress(ImportError, AttributeError):
@@ -351,6 +353,57 @@ def _provide_adam() -> None:
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _read_checkpoints_of_transformer_engine() -> None:
+    """Name weights in checkpoints as Transformer Engine's modules do, so that either loads both.
+
+    There a norm is part of the projection behind it, and a rank's experts are one module. Megatron
+    itself does this for some local layers, and names the norm before a router differently.
+    """
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    original = TransformerLayer.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        names = _names_in_transformer_engine(self)
+        self.submodules_config = copy.copy(self.submodules_config)
+        self.submodules_config.sharded_state_dict_keys_map = names  # for torch_dist, both ways
+
+        def rename(module: Any, state: dict[str, Any], prefix: str, *args: Any) -> None:
+            for key in [key for key in state if key.startswith(prefix)]:
+                name = _GROUPED_EXPERT.sub(
+                    r"mlp.experts.local_experts.\2.\1.weight", key[len(prefix) :]
+                )
+                for own, engines in names.items():
+                    if name.startswith(engines):
+                        name = own + name[len(engines) :]
+                state[prefix + name] = state.pop(key)
+
+        self.register_load_state_dict_pre_hook(rename)  # for the legacy layout
+
+    TransformerLayer.__init__ = init
+
+
+_GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
+
+
+def _names_in_transformer_engine(layer: Any) -> dict[str, str]:
+    """The beginnings of a local layer's weight names, and what they are in Transformer Engine's."""
+    attention, names = layer.self_attention, {}
+    if hasattr(attention, "linear_qkv"):
+        names["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
+    elif hasattr(attention, "in_proj"):
+        names["input_layernorm."] = "self_attention.in_proj.layer_norm_"
+    else:
+        names["self_attention.q_layernorm."] = "self_attention.linear_q_up_proj.layer_norm_"
+        names["self_attention.linear_q_proj.norm."] = "self_attention.linear_q_proj.layer_norm_"
+        names["self_attention.kv_layernorm."] = "self_attention.linear_kv_up_proj.layer_norm_"
+    if not hasattr(layer.mlp, "router"):
+        names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    return names
 
 
 def _skip_warm_up() -> None:

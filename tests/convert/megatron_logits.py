@@ -1,0 +1,133 @@
+"""Logits of real Megatron models from checkpoints, on the CPU; torchrun starts it.
+
+    python -m torch.distributed.run --standalone --nproc-per-node RANKS megatron_logits.py CASES
+
+CASES is a JSON file: [{"argv": [Megatron's arguments], "tokens": FILE, "out": FILE}, …]. For each
+case Megatron parses and validates the arguments, builds its model, loads the checkpoint of --load
+(or keeps its random weights, and saves them where --save says) and runs its own pipeline schedule
+over the tokens ([sequences, length], a file of torch.save), a sequence a micro-batch. OUT then holds
+{"logits": [sequences, length, vocabulary], "mtp": the same of each multi-token prediction layer}.
+
+One start serves many cases: between them everything that Megatron keeps globally is destroyed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Run every case of the file that is named on the command line."""
+    sys.path.append(str(ROOT))
+    from launcher.megatron import cpu_device
+
+    cpu_device.install()
+    import torch.distributed
+
+    for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        started = time.monotonic()
+        run(case)
+        if torch.distributed.get_rank() == 0:
+            print(f"{case['out']}: {time.monotonic() - started:.1f} s", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+def run(case: dict[str, Any]) -> None:
+    """Run one case; writes its OUT."""
+    import torch
+    from megatron.core import mpu
+    from megatron.core.enums import ModelType
+    from megatron.training import get_args
+    from megatron.training.argument_utils import (
+        gpt_config_from_args,
+        pretrain_cfg_container_from_args,
+    )
+    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.checkpointing import save_checkpoint
+    from megatron.training.initialize import initialize_megatron
+    from megatron.training.training import destroy_global_state, setup_model_and_optimizer
+
+    from launcher.megatron import gpt
+
+    sys.argv[1:] = [*case["argv"], "--skip-train"]
+    gpt._config.cache_clear()
+    args = parse_and_validate_args()
+    gpt.allow_mtp_with_attention_variants()
+    initialize_megatron(get_embedding_ranks=gpt.embedding_ranks)
+    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    model, _, _ = setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        cfg_container=config,
+        pg_collection=_groups(),
+    )
+    if args.save:
+        save_checkpoint(1, model, None, None, 0)
+    for chunk in model:
+        chunk.eval()
+    with torch.no_grad():
+        found = _logits(model, torch.load(case["tokens"]), get_args())
+    if found and mpu.get_tensor_model_parallel_rank() == mpu.get_data_parallel_rank() == 0:
+        torch.save(found, case["out"])
+    torch.distributed.barrier()
+    destroy_global_state()
+
+
+def _groups() -> Any:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    return ProcessGroupCollection.use_mpu_process_groups()
+
+
+def _logits(model: list[Any], tokens: Any, args: Any) -> dict[str, Any]:
+    """The logits of all sequences on the last stage; an empty dictionary elsewhere.
+
+    Without labels Megatron computes MTP's logits first and the model's own last, all through the
+    output layer, which is where they are taken.
+    """
+    import torch
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+    from megatron.core.utils import unwrap_model
+
+    seen: list[torch.Tensor] = []
+    hooks = [
+        chunk.output_layer.register_forward_hook(
+            lambda layer, inputs, output: seen.append(
+                gather_from_tensor_model_parallel_region(output[0]).transpose(0, 1)
+            )
+        )
+        for chunk in unwrap_model(model)
+        if chunk.post_process
+    ]
+    positions = torch.arange(tokens.shape[1])[None]
+
+    def step(batches: Any, chunk: Any) -> tuple[Any, Any]:
+        output = chunk(next(batches)[None], positions, None)
+        return output, lambda given: (given.sum(), {"sum": given.sum()})
+
+    get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=[iter(tokens) for _ in model] if len(model) > 1 else iter(tokens),
+        model=model,
+        num_microbatches=len(tokens),
+        seq_length=tokens.shape[1],
+        micro_batch_size=1,
+        forward_only=True,
+    )
+    for hook in hooks:
+        hook.remove()
+    if not seen:
+        return {}
+    kinds = len(seen) // len(tokens)
+    of_kind = [torch.cat(seen[kind::kinds]) for kind in range(kinds)]
+    return {"logits": of_kind[-1], "mtp": of_kind[:-1]}
+
+
+if __name__ == "__main__":
+    main()
