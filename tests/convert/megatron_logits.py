@@ -99,7 +99,8 @@ def _logits(model: list[Any], tokens: Any, args: Any) -> dict[str, Any]:
     hooks = [
         chunk.output_layer.register_forward_hook(
             lambda layer, inputs, output: seen.append(
-                gather_from_tensor_model_parallel_region(output[0]).transpose(0, 1)
+                # A copy: the loss is computed in place.
+                gather_from_tensor_model_parallel_region(output[0]).transpose(0, 1).clone()
             )
         )
         for chunk in unwrap_model(model)

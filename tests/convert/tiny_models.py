@@ -19,7 +19,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-VOCABULARY = 250  # Megatron pads it to 256
+VOCABULARY = 250
+PADDED_VOCABULARY = 256  # by Megatron, to a multiple of 64 or of 128 at TP2
 LENGTH = 32
 
 SHARED_CONFIG = {
@@ -261,6 +262,7 @@ MODELS = {
         {
             **LATENT_ARGUMENTS,
             "--rope-type": "rope",
+            "--rotary-scaling-factor": 1.0,  # Megatron sharpens attention by it in either case
             "--moe-router-topk": 4,
             "--moe-router-num-groups": 4,
             "--moe-router-group-topk": 2,
@@ -279,6 +281,7 @@ MODELS = {
             "norm_topk_prob": True,
             "routed_scaling_factor": 2.827,
             "num_nextn_predict_layers": 0,
+            # beta_fast 32 as Megatron has it; the published 1 is out of its flags' reach.
             "rope_parameters": yarn(50000, 32, 1.0),
             "max_position_embeddings": 131072,
         },
@@ -321,10 +324,14 @@ def fill(tensors: Mapping[str, torch.Tensor], seed: int, zero_centred: bool = Fa
 
     for name, tensor in sorted(tensors.items()):
         if name.endswith("A_log"):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 2)
+            # Slow decay. Where little is remembered, outputs nearly cancel before they are
+            # normalised, and even transformers' fp32 is off its own fp64 by 7e-4.
+            tensor.copy_(3 * torch.rand(tensor.shape, generator=generator) - 3)
+        elif name.endswith("linear_attn.norm.weight"):  # not zero-centred, and Megatron's is
+            tensor.copy_(2 * torch.rand(tensor.shape, generator=generator) + 0.2)
         elif tensor.dim() == 1 and "norm" in name.rsplit(".", 2)[-2]:
             tensor.copy_(0.6 * torch.rand(tensor.shape, generator=generator) + 0.7)
-            if zero_centred and not name.endswith("linear_attn.norm.weight"):
+            if zero_centred:
                 tensor.sub_(1)
         elif tensor.dim() == 1:  # biases, dt_bias, the router's e_score_correction_bias
             tensor.copy_(normal(tensor, 0.1))
@@ -365,7 +372,7 @@ def make(name: str) -> Made:
     if tiny.model_type == "qwen3_next":  # MTP's layer has full attention, like the last
         config.layer_types[layers:] = [config.layer_types[layers - 1]]
     model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
+        config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     hidden = config.hidden_size
     mtp = {}
@@ -379,7 +386,7 @@ def make(name: str) -> Made:
     tensors = dict(model.named_parameters())
     tensors.update((key, value) for key, value in model.named_buffers() if key in kept)
     tensors.update((f"mtp.{key}.weight", value) for key, value in mtp.items())
-    fill(tensors, seed=1, zero_centred=tiny.model_type == "qwen3_next")
+    fill(tensors, seed=5, zero_centred=tiny.model_type == "qwen3_next")
     return Made(name, model, mtp)
 
 
@@ -441,14 +448,14 @@ def logits(made: Made) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mtp_logits(made: Made) -> torch.Tensor:
+def mtp_logits(made: Made, ids: torch.Tensor | None = None) -> torch.Tensor:
     """The MTP layer's logits, from transformers' own modules; the last position has no next token.
 
     DeepSeek-V3 (arXiv:2412.19437, section 2.2): the embedding of the next token and the hidden state,
     each normalised, are joined and projected; a layer follows, then a norm of its own and the
     model's output layer. The hidden state is the one that the model's own output layer sees.
     """
-    model, ids = made.model.model, tokens()
+    model, ids = made.model.model, tokens() if ids is None else ids
     norm = type(model.norm)
 
     def normalise(name: str, x: torch.Tensor) -> torch.Tensor:
