@@ -53,6 +53,7 @@ def install() -> None:
     _patch_random_state()
     _patch_tensors()
     _patch_all_to_all()
+    _patch_uneven_collectives()
     _skip_compilation()
     from launcher.megatron import cpu_modules
 
@@ -266,6 +267,49 @@ def _patch_all_to_all() -> None:
         return original(output, input, *sizes, **kwargs)
 
     torch.distributed.all_to_all_single = all_to_all_single
+
+
+def _patch_uneven_collectives() -> None:
+    """Let all_gather and reduce_scatter take parts of different length, which gloo refuses.
+
+    Experts that are split over tensor ranks gather and scatter as many tokens as each rank has.
+    """
+    gather, scatter = torch.distributed.all_gather, torch.distributed.reduce_scatter
+
+    def uneven(tensors: list[torch.Tensor]) -> bool:
+        return len({tensor.shape for tensor in tensors}) > 1
+
+    @functools.wraps(gather)
+    def all_gather(
+        outputs: list[torch.Tensor], input: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not uneven(outputs):
+            return gather(outputs, input, *args, **kwargs)
+        longest = max(len(output) for output in outputs)
+        padded = input.new_zeros(longest, *input.shape[1:])
+        padded[: len(input)] = input
+        parts = [torch.empty_like(padded) for _ in outputs]
+        gather(parts, padded, *args, **kwargs)
+        for output, part in zip(outputs, parts):
+            output.copy_(part[: len(output)])
+
+    @functools.wraps(scatter)
+    def reduce_scatter(
+        output: torch.Tensor,
+        inputs: list[torch.Tensor],
+        op: Any = torch.distributed.ReduceOp.SUM,
+        group: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not uneven(inputs):
+            return scatter(output, inputs, op, group, **kwargs)
+        whole = torch.cat(inputs)
+        torch.distributed.all_reduce(whole, op, group)
+        rank = torch.distributed.get_rank(group)
+        output.copy_(whole.split([len(part) for part in inputs])[rank])
+
+    torch.distributed.all_gather = all_gather
+    torch.distributed.reduce_scatter = reduce_scatter
 
 
 def _skip_compilation() -> None:

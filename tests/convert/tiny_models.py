@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -414,9 +414,19 @@ def published(made: Made, dtype: torch.dtype = torch.float32) -> dict[str, torch
     }
 
 
-def save(made: Made, folder: Path, dtype: torch.dtype = torch.float32, shards: int = 3) -> Path:
-    """Write a checkpoint as they are published: shards, their index and the configuration."""
+def save(
+    made: Made,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    change: Callable[[dict[str, torch.Tensor]], None] = lambda tensors: None,
+    shards: int = 3,
+) -> Path:
+    """Write a checkpoint as they are published: shards, their index and the configuration.
+
+    `change` may alter the tensors before they are written.
+    """
     tensors = published(made, dtype)
+    change(tensors)
     config = copy.deepcopy(made.model.config)
     config.dtype = dtype
     folder.mkdir(parents=True)
