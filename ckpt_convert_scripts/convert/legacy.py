@@ -168,7 +168,7 @@ def arguments(job: Job) -> argparse.Namespace:
         num_attention_heads=model.attention.heads,
         padded_vocab_size=model.vocabulary,
         max_position_embeddings=integer(job.arguments, "--max-position-embeddings", 0),
-        add_position_embedding=bool(model.positions),
+        add_position_embedding="--no-position-embedding" not in job.arguments,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         consumed_train_samples=0,
