@@ -361,6 +361,7 @@ def _read_checkpoints_of_transformer_engine() -> None:
     There a norm is part of the projection behind it, and a rank's experts are one module. Megatron
     itself does this for some local layers, and names the norm before a router differently.
     """
+    from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.transformer_layer import TransformerLayer
 
     original = TransformerLayer.__init__
@@ -385,6 +386,16 @@ def _read_checkpoints_of_transformer_engine() -> None:
         self.register_load_state_dict_pre_hook(rename)  # for the legacy layout
 
     TransformerLayer.__init__ = init
+
+    load = GPTModel.load_state_dict
+
+    @functools.wraps(load)
+    def without_scales(self: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        # FP8 scales, of modules that the local ones are not; Megatron would load on, less strictly.
+        kept = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+        return load(self, kept, *args, **kwargs)
+
+    GPTModel.load_state_dict = without_scales
 
 
 _GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.weight(\d+)$")

@@ -2,8 +2,8 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node RANKS megatron_logits.py CASES
 
-CASES is a JSON file: [{"argv": [Megatron's arguments], "tokens": FILE, "out": FILE}, …]. For each
-case Megatron parses and validates the arguments, builds its model, loads the checkpoint of --load
+CASES is a JSON file: [{"argv": [Megatron's arguments], "release": "0.19", "tokens": FILE, "out":
+FILE}, …]. For each case Megatron parses and validates the arguments, builds its model, loads the checkpoint of --load
 (or keeps its random weights, and saves them where --save says) and runs its own pipeline schedule
 over the tokens ([sequences, length], a file of torch.save), a sequence a micro-batch. OUT then holds
 {"logits": [sequences, length, vocabulary], "mtp": the same of each multi-token prediction layer}.
@@ -55,6 +55,7 @@ def run(case: dict[str, Any]) -> None:
 
     from launcher.megatron import gpt
 
+    _normalise_uncompressed_queries(case["release"] == "0.19")
     sys.argv[1:] = [*case["argv"], "--skip-train"]
     gpt._config.cache_clear()
     args = parse_and_validate_args()
@@ -76,6 +77,22 @@ def run(case: dict[str, Any]) -> None:
         torch.save(found, case["out"])
     torch.distributed.barrier()
     destroy_global_state()
+
+
+def _normalise_uncompressed_queries(wanted: bool) -> None:
+    """Let latent attention without query compression be as in this release, or as in all others.
+
+    0.19 alone puts a norm before that projection; up to 0.18, and on the dev branch, it is plain.
+    """
+    from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver as resolver
+
+    original = getattr(resolver, "_fused_or_default", resolver._mla_fused_linear_or_default)
+    resolver._fused_or_default = original
+
+    def plain(self: Any, module: Any, name: str) -> Any:
+        return self.linear_impl if name == "linear_q_proj" else original(self, module, name)
+
+    resolver._mla_fused_linear_or_default = original if wanted else plain
 
 
 def _groups() -> Any:

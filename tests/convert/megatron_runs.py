@@ -27,6 +27,7 @@ class Case:
     load: Path | None
     words: tuple[str, ...] = ()
     sizes: tuple[tuple[str, str], ...] = ()  # TP, PP, EP, VPP
+    release: str = "0.19"
 
 
 def arguments(case: Case, output: Path) -> list[str]:
@@ -54,6 +55,7 @@ def megatron_logits(
     described = [
         {
             "argv": arguments(case, folder),
+            "release": case.release,
             "tokens": str(folder / "tokens.pt"),
             "out": str(folder / f"{number}.pt"),
         }

@@ -99,15 +99,18 @@ class Tiny:
 
     model_type: str
     zoo: str
+    table: str  # the conversion's name for the architecture
     config: Mapping[str, Any]
     arguments: Mapping[str, Any]
     mtp: str = ""  # how the published checkpoints name the MTP layer: "" is none
+    release: str = "0.19"  # of Megatron-Core that is converted for
 
 
 MODELS = {
     "Mixtral": Tiny(
         "mixtral",
         "Mixtral-8x7B",
+        "mixtral",
         {
             **GROUPED_QUERY,
             "intermediate_size": 48,
@@ -122,6 +125,7 @@ MODELS = {
     "Qwen2-MoE": Tiny(
         "qwen2_moe",
         "Qwen2-57B-A14B",
+        "qwen2-moe",
         {
             "num_key_value_heads": 2,
             "num_experts": 8,
@@ -137,6 +141,7 @@ MODELS = {
     "Qwen3-MoE": Tiny(
         "qwen3_moe",
         "Qwen3-30B-A3B",
+        "qwen3-moe",
         {
             "num_key_value_heads": 2,
             "head_dim": 24,  # Qwen3's heads are wider than hidden size / heads
@@ -152,6 +157,7 @@ MODELS = {
     "Qwen3-Next": Tiny(
         "qwen3_next",
         "Qwen3-Next-80B-A3B",
+        "qwen3-next",
         {
             "num_key_value_heads": 2,
             "head_dim": 32,
@@ -180,6 +186,7 @@ MODELS = {
     "DeepSeek-V2": Tiny(
         "deepseek_v2",
         "DeepSeek-V2",
+        "deepseek-v2",
         {
             **LATENT,
             "n_shared_experts": 2,
@@ -203,6 +210,7 @@ MODELS = {
     "DeepSeek-V2-Lite": Tiny(
         "deepseek_v2",
         "DeepSeek-V2-Lite",
+        "deepseek-v2",
         {
             **LATENT,
             "q_lora_rank": None,
@@ -220,10 +228,12 @@ MODELS = {
             "--q-lora-rank": False,
             "--moe-shared-expert-intermediate-size": 96,
         },
+        release="0.18",  # 0.19 normalises the input of uncompressed queries once more
     ),
     "DeepSeek-V3": Tiny(
         "deepseek_v3",
         "DeepSeek-V3",
+        "deepseek-v3",
         {
             **LATENT,
             "n_shared_experts": 1,
@@ -248,6 +258,7 @@ MODELS = {
     "DeepSeek-V3 without YaRN": Tiny(
         "deepseek_v3",
         "DeepSeek-V3",
+        "deepseek-v3",
         {
             **LATENT,
             "n_shared_experts": 1,
@@ -272,6 +283,7 @@ MODELS = {
     "Kimi-K2": Tiny(
         "deepseek_v3",
         "Kimi-K2",
+        "deepseek-v3",
         {
             **LATENT,
             "n_shared_experts": 1,
@@ -294,6 +306,11 @@ MODELS = {
 }
 
 
+def yaml_name(name: str) -> str:
+    """The file name of a tiny model's YAML; runtime.conf has no row for it."""
+    return f"Tiny-{name.replace(' ', '-')}.yaml"
+
+
 def write_yaml(name: str, folder: Path, **changes: Any) -> Path:
     """Write the launcher's YAML of a tiny model: the real model's, made small."""
     tiny = MODELS[name]
@@ -305,7 +322,7 @@ def write_yaml(name: str, folder: Path, **changes: Any) -> Path:
             for flag, value in arguments.items()
         },
     }
-    path = folder / f"Tiny-{name.replace(' ', '-')}.yaml"  # a name without a row in runtime.conf
+    path = folder / yaml_name(name)
     path.write_text(yaml.safe_dump(text, sort_keys=False), encoding="utf-8")
     return path
 
