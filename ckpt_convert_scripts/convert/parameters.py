@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from launcher.plan.shape import Model
 from launcher.plan.stages import Layer, mtp_layer
@@ -69,14 +70,21 @@ def prefix(layer: Layer) -> str:
 
 def of_layer(model: Model, layer: Layer, start: str) -> Iterator[Parameter]:
     """Return a transformer layer's parameters, their names begun with `start`."""
-    attend = _delta_net if layer.linear else _latent if model.attention.latent else _grouped
-    feed = _experts if layer.moe else _dense
-    found = [Parameter("input_layernorm.weight", (model.hidden,))]
-    found += [replace(one, name=f"self_attention.{one.name}") for one in attend(model)]
-    found += [Parameter("pre_mlp_layernorm.weight", (model.hidden,))]
-    found += [replace(one, name=f"mlp.{one.name}") for one in feed(model)]
-    for one in found:
+    for one in _kind(model, layer.moe, layer.linear):
         yield replace(one, name=start + one.name)
+
+
+@cache
+def _kind(model: Model, moe: bool, linear: bool) -> tuple[Parameter, ...]:
+    """Return the parameters of a kind of layer, their names within it."""
+    attend = _delta_net if linear else _latent if model.attention.latent else _grouped
+    feed = _experts if moe else _dense
+    return (
+        Parameter("input_layernorm.weight", (model.hidden,)),
+        *(replace(one, name=f"self_attention.{one.name}") for one in attend(model)),
+        Parameter("pre_mlp_layernorm.weight", (model.hidden,)),
+        *(replace(one, name=f"mlp.{one.name}") for one in feed(model)),
+    )
 
 
 def _grouped(model: Model) -> Iterator[Parameter]:

@@ -104,6 +104,9 @@ def run(
     Raises UsageError where the target is not free, the disk too small, or a write fails.
     """
     folder = incomplete(target)
+    if _finished(target, folder, plan):
+        shutil.rmtree(folder)
+        return
     _check_target(target)
     with _locked(folder):
         _same_plan(folder, plan)
@@ -128,6 +131,15 @@ def run(
             shutil.rmtree(folder)
 
 
+def _finished(target: Path, folder: Path, plan: Mapping[str, object]) -> bool:
+    """Say whether a conversion ended between the renaming and the removal of its folder."""
+    manifest = target / MANIFEST
+    if not (folder / "plan.json").exists() or (folder / "files").exists() or not manifest.exists():
+        return False
+    made = json.loads(manifest.read_text(encoding="utf-8"))["made"]
+    return made == json.loads(json.dumps(plan))
+
+
 def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"TARGET_CKPT_PATH={str(target)!r} is no folder")
@@ -145,10 +157,15 @@ def _locked(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another conversion is writing to {folder}") from None
+        # The workers of one that was just killed may live a moment longer.
+        for attempt in range(30):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 29:
+                    raise UsageError(f"another conversion is writing to {folder}") from None
+                time.sleep(0.1)
         yield
 
 

@@ -63,12 +63,13 @@ def test_zero_centred_norms_are_exact() -> None:
 def test_dequantization_is_the_reference() -> None:
     """DeepSeek's weight_dequant: float32 times its block's scale, rounded to bfloat16."""
     torch.manual_seed(0)
-    weight = torch.randn(300, 200).mul(50).to(torch.float8_e4m3fn)
+    weight = torch.randn(260, 140).mul(50).to(torch.float8_e4m3fn)
     scales = torch.rand(3, 2) * 1e-3
-    expected = torch.empty(300, 200, dtype=torch.bfloat16)
-    for row in range(300):
-        for column in range(200):
-            value = weight[row, column].float() * scales[row // 128, column // 128]
-            expected[row, column] = value.to(torch.bfloat16)
+    expected = torch.empty(260, 140, dtype=torch.bfloat16)
+    columns = [0, 1, 127, 128, 139]
+    for row in range(260):
+        for column in columns:
+            scale = scales[row // 128, column // 128]
+            expected[row, column] = (weight[row, column].float() * scale).to(torch.bfloat16)
     found = dequantize(weight, scales)
-    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+    assert torch.equal(found.view(torch.int16)[:, columns], expected.view(torch.int16)[:, columns])
