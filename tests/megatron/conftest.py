@@ -51,6 +51,12 @@ class Run:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """The arguments that `train` adds to."""
+    return (*MODEL, *CPU)
+
+
+@pytest.fixture(scope="session")
 def train() -> Callable[..., Run]:
     """Train the tiny model with further arguments on some ranks; by default it must succeed."""
 

@@ -109,17 +109,6 @@ def even_split(case: Case) -> Iterator[str]:
         )
 
 
-def standalone_stages(case: Case) -> Iterator[str]:
-    """get_num_layers_to_build: embedding and loss take a layer's place each."""
-    _single(case)
-    if case.has(LAYOUT, FIRST, LAST) or _counted(case) % case.pipeline:
-        return
-    share = _counted(case) // case.pipeline // virtual_stages(case)
-    alone = case.pipeline * virtual_stages(case) == 1
-    if share < sum(case.has(flag) for flag in ACCOUNTED) and alone:
-        yield f"{case.layers} layers leave none beside embedding and loss"
-
-
 def uneven_split(case: Case) -> Iterator[str]:
     """TransformerConfig: first and last stage as given, the rest shared evenly, in whole chunks."""
     _single(case)
@@ -278,7 +267,6 @@ ERRORS = (
     one_split,
     virtual_needs_pipeline,
     even_split,
-    standalone_stages,
     uneven_split,
     readable_layout,
     layout_chunks,

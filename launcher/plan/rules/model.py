@@ -168,13 +168,10 @@ def rare_values(case: Case) -> Iterator[str]:
             yield f"{case.said('--qk-clip-threshold')} is not above 0"
     if (case.real("--glu-linear-offset") or 0) != 0 and not case.has("--no-bias-swiglu-fusion"):
         yield f"{case.said('--glu-linear-offset')} needs --no-bias-swiglu-fusion"
-    length, limit = case.number("--decoder-seq-length"), case.number("--max-position-embeddings")
-    if length is not None and limit is not None and length > limit:
-        yield f"{case.said('--decoder-seq-length')} exceeds {case.said('--max-position-embeddings')}"
 
 
 def xavier(case: Case) -> Iterator[str]:
-    """core_transformer_config_from_args: passes on an initialization that no configuration takes."""
+    """core_transformer_config_from_args: passes on what no configuration takes."""
     flag = "--init-method-xavier-uniform"
     if case.has(flag):
         yield f"{case.said(flag)} is broken in Megatron-Core: its configuration does not take it"

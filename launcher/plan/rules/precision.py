@@ -1,4 +1,4 @@
-"""Number formats of the computation, the gradients and the optimizer, and what a GPU has of them."""
+"""Number formats of computation, gradients and optimizer, and what a GPU has of them."""
 
 from __future__ import annotations
 
