@@ -85,10 +85,10 @@ def failed(seen: Launched) -> str:
     [
         ({"PARTITION": "nope"}, "invalid partition specified: nope; Batch job submission failed: "
          "Invalid partition name specified. Change PARTITION=nope (set by environment)."),
-        ({"NNODES": "5"}, "5 nodes are more than the partition has. Change NNODES=5 (set by "
+        ({"NNODES": "8"}, "8 nodes are more than the partition has. Change NNODES=8 (set by "
          "environment) or PARTITION=batch (set by environment)."),
         ({"NNODES": "2", "PARTITION": "debug"}, "2 nodes are more than the partition has. "),
-        ({"NNODES": "5", "FORCE": "1", "PARTITION": "nope"}, "invalid partition specified: nope"),
+        ({"NNODES": "8", "FORCE": "1", "PARTITION": "nope"}, "invalid partition specified: nope"),
     ],
 )  # fmt: skip
 def test_refusals(environment, cluster: Cluster, tmp_path: Path, change, said: str):
@@ -201,10 +201,10 @@ def test_many_submissions_share_nothing(environment, cluster: Cluster, tmp_path:
     """The same command over and over, within seconds and from several shells at once."""
     with ThreadPoolExecutor(10) as pool:
         at_once = list(pool.map(lambda number: submit(environment, number), range(10)))
-    in_a_row = [submit(environment, number) for number in range(10, 25)]
+    in_a_row = [submit(environment, number) for number in range(10, 22)]
     told = dict([*at_once, *in_a_row])
     cluster.run("scancel", *told)
-    assert len(told) == len(set(told.values())) == 25
+    assert len(told) == len(set(told.values())) == 22
     assert jobs(cluster, tmp_path) == {f"{path}/job.sh": job_id for job_id, path in told.items()}
     assert sorted(map(str, run_dirs(tmp_path))) == sorted(told.values())
 
