@@ -43,7 +43,8 @@ def progress(state: slurm.State | None, run_dir: Path) -> str:
     """Return one line: the state, why it waits, and how far the log has come."""
     if state is None:
         return f"is no longer known to Slurm; its log is {run_dir}/log"
-    words = [f"{state.name} ({state.reason})" if state.name == "PENDING" else state.name]
+    waits = state.name == "PENDING" and state.reason
+    words = [f"{state.name} ({state.reason})" if waits else state.name]
     if state.restarts:
         words.append(f"requeued {state.restarts}×")
     done = log.tail(run_dir / "log", TAIL)
