@@ -278,7 +278,10 @@ def test_yaml_mistakes_name_file_and_line(mistake: str, yaml_model):
 
 def test_what_megatron_would_refuse_is_previewed_with_its_error():
     seen = preview(TP="3")
-    assert "  error: world size 1024 is not a multiple of TP*PP*CP = 3*16*1 = 48: 1008 or" in seen.stderr
+    assert (
+        "  error: world size 1024 is not a multiple of TP*PP*CP = 3*16*1 = 48: 1008 or"
+        in seen.stderr
+    )
     assert launch(MODEL="DeepSeek-V3", TP="3", LAUNCHER_COMMAND="plan").status == 1
 
 
