@@ -18,7 +18,7 @@ def follow(job_id: str, run_dir: Path) -> tuple[str, int]:
     A job that continues the run is followed in turn. Raises KeyboardInterrupt when the user stops
     watching, which does not touch the job.
     """
-    shown, since = "", time.monotonic()
+    shown, before, since = "", None, time.monotonic()
     while True:
         try:
             state = slurm.state(job_id)
@@ -27,7 +27,9 @@ def follow(job_id: str, run_dir: Path) -> tuple[str, int]:
             state, line = slurm.State("UNKNOWN"), f"job {job_id}: no answer: {error}"
         if line != shown:
             _say(line)
-            shown, since = line, time.monotonic()
+            shown = line
+        if state != before:  # soon after a change there is often another
+            before, since = state, time.monotonic()
         if state is None or state.over:
             following = _continued(job_id, run_dir)
             if following is None:
@@ -53,7 +55,7 @@ def progress(state: slurm.State | None, run_dir: Path) -> str:
         words.append(f"iteration {last.number}/{last.total}")
         if last.tflops is not None:
             words.append(f"{last.tflops:.1f} TFLOPS/GPU")
-        if recent and not state.over:
+        if recent and state.name == "RUNNING":
             left = (last.total - last.number) * sum(recent) / len(recent)
             words.append(f"{duration(left)} left")
     return "  ".join(words)

@@ -198,7 +198,15 @@ def _job_of(run_dir: Path) -> str | None:
             f"it cannot be told whether {run_dir} was submitted: {error}; "
             "nothing was submitted now, try again"
         ) from None
-    return found.job_id if found else None
+    if found:
+        return found.job_id
+    left = notes.stat().st_mtime + slurm.SUBMIT_SECONDS - time.time() if known else 0
+    if "unanswered" in known and left > 0:
+        raise UsageError(
+            f"{run_dir} was submitted a moment ago without an answer, and Slurm may still take it; "
+            f"try again in {left:.0f} s"
+        )
+    return None
 
 
 def _submit(ready: Sequence[Planned], in_flight: int, state: State) -> int:

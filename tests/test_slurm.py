@@ -6,8 +6,10 @@ What a real daemon does say is in tests/slurm/.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +116,28 @@ def test_silent_controller_that_took_the_job(stand_in, environment, tmp_path: Pa
     assert seen.status == 0
     assert "Submitted batch job 12\n" in seen.stdout
     assert notes(tmp_path)["job_id"] == "12"
+
+
+def test_a_sweep_gives_a_silent_controller_time(stand_in, environment, tmp_path: Path):
+    """What was sent may arrive late: the point is not sent again before that is ruled out."""
+    stand_in("sbatch", f"echo '{SILENT}' >&2; exit 1")
+    stand_in("squeue", "exit 0")
+    (tmp_path / "mine.yaml").write_text("variables: {GBS: [8192]}")
+
+    def sweep() -> str:
+        command = [sys.executable, str(ROOT / "launcher/__main__.py"), "sweep"]
+        return subprocess.run(
+            [*command, str(tmp_path / "mine.yaml")],
+            env=environment, capture_output=True, text=True, timeout=60, check=False,
+        ).stderr.splitlines()[-1]  # fmt: skip
+
+    assert "the job may or may not have been submitted" in sweep()
+    stand_in("sbatch", "echo 12")
+    stand_in("scontrol", f"echo '{shown('COMPLETED')}'")
+    assert re.search(r"Slurm may still take it; try again in 1[12]\d s$", sweep())
+    (said,) = tmp_path.glob("out/**/submission.yaml")
+    os.utime(said, (0, 0))
+    assert sweep() == "[1/1] GBS=8192: job 12"
 
 
 def test_sbatch_that_hangs(stand_in, environment, tmp_path: Path, monkeypatch, capsys):

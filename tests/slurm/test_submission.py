@@ -177,6 +177,17 @@ def test_a_requeued_job_is_followed_to_its_second_end(
     assert f"job {job_id} COMPLETED  requeued 1×  iteration 8/8" in said
 
 
+def test_a_job_that_continues_the_run_is_followed_too(environment, tmp_path: Path):
+    """The second job fails where the first did, so there is no third."""
+    seen = launch(**{**environment, "STATUS": "3", "WAIT": "1", "RESUBMIT": "5"})
+    assert seen.status != 0
+    (run_dir,) = run_dirs(tmp_path)
+    first = int(notes(run_dir)["job_id"])
+    assert f"job {first} FAILED" in seen.stderr
+    assert f"job {first + 1} FAILED" in seen.stderr
+    assert f"job {first + 2} " not in seen.stderr
+
+
 def test_a_controller_that_stopped_answering(environment, cluster: Cluster, tmp_path: Path):
     """It reads the request once it goes on: a sweep must then find the job, not submit another."""
     path = tmp_path / "mine.yaml"
