@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import releases
 from launcher.arguments import Argument, Arguments, split, value
 from launcher.errors import UsageError
 from launcher.settings import Settings
 
+SAVING_SIGNAL = "URG"
 SAVING_SECONDS = 300  # before the time limit, to finish an iteration and write a checkpoint
 OWN = {
     "nodes": "NNODES",
@@ -76,14 +78,20 @@ def options(
     return [_option(option, given) for option, given in chosen.items()], notes
 
 
-def arranged(arguments: Arguments) -> Arguments:
+def arranged(arguments: Arguments, release: str) -> Arguments:
     """Return the arguments of a first start in the script's order.
 
-    Where the job saves at all, Megatron is to save and exit when the time limit comes near.
+    Where the job saves at all, Megatron is to save and exit when the time limit comes near. The
+    signal for it is one that does nothing to other processes: Slurm sends it to all of a task's,
+    and the process that Megatron writes checkpoints through would not survive SIGTERM.
     """
-    flag = "--exit-signal-handler"
-    if "--save" in arguments and flag not in arguments:
-        arguments = {**arguments, flag: Argument(flag, (), "before Slurm's time limit")}
+    if "--save" in arguments and "--exit-signal-handler" not in arguments:
+        asked = {"--exit-signal-handler": (), "--exit-signal": (f"SIG{SAVING_SIGNAL}",)}
+        if releases.index(release) < releases.index("0.16"):  # knows SIGTERM only
+            del asked["--exit-signal"]
+        origin = "before Slurm's time limit"
+        added = {flag: Argument(flag, values, origin) for flag, values in asked.items()}
+        arguments = {**added, **arguments}
     split = starts(arguments)
     return {**split.common, **split.first}
 

@@ -136,7 +136,7 @@ def build(
     environment = _outranked(environment, environ)
     sbatch: list[str] = []
     if not local.is_local(settings):
-        arguments = batch.arranged(arguments)
+        arguments = batch.arranged(arguments, settings.MCORE_RELEASE_VERSION)
         sbatch, said = batch.options(settings, arguments, nodes, tasks_per_node, name)
         notes += [*said, *container.unseen(settings)]
     planned = plan(_case(settings, arguments, environment, nodes, tasks_per_node))

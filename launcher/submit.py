@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import follow, local, run_directory, submission, verification
+from launcher import container, follow, local, run_directory, submission, verification
 from launcher.arguments import quote
 from launcher.errors import UsageError
 from launcher.job import Job, build, check_secrets, placeholders, render
@@ -37,6 +37,8 @@ def submit(settings: Settings, words: Sequence[str], environ: Mapping[str, str])
         sep="\n",
         flush=True,
     )
+    for line in container.without_pyxis(job.settings):
+        print(f"warning: {line}", file=sys.stderr)
     limit = submission.limit(job_id)
     if limit:
         print(f"warning: the job waits for a limit, maybe for ever: {limit}", file=sys.stderr)
@@ -88,6 +90,8 @@ def _check(
     if left:
         raise UsageError(f"{'; '.join(left)}. Nothing was submitted")
     objections = list(job.objections)
+    if not local.is_local(job.settings):
+        objections += container.missing(job.settings)
     if said is not None and not said.accepted:
         objections.append(f"{said.megatron} itself refuses the job: {said.message}")
     if objections and not job.settings.FORCE:

@@ -217,6 +217,7 @@ def test_nothing_machine_specific_in_the_golden_files():
         assert str(ROOT) not in text
         assert set(re.findall(r"(?<![\w/.])/(\w+)", text)) <= {
             "bin",
+            "dev",
             "output",
             "workspace",
             "tmp",

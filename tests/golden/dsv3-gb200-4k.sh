@@ -11,7 +11,7 @@
 #SBATCH --exclusive
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=TERM@300
+#SBATCH --signal=URG@300
 #
 # DeepSeek-V3: 256 ranks, TP1 PP4 EP64 CP1
 # Complete in itself: `sbatch job.sh` in its folder starts the same run again, after its last checkpoint.
@@ -65,6 +65,8 @@ ln -sfn "log.$turn" "$run_dir/log"
 
 training_command=(
   python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
+  --exit-signal-handler
+  --exit-signal SIGURG
   --tensor-model-parallel-size 1
   --pipeline-model-parallel-size 4
   --expert-model-parallel-size 64
@@ -192,7 +194,6 @@ training_command=(
   --mtp-num-layers 1
   --mtp-loss-scaling-factor 0.1
   --moe-router-force-load-balancing
-  --exit-signal-handler
 )
 begins="at its first iteration"
 first_start=(--no-load-optim --no-load-rng)
@@ -218,6 +219,7 @@ echo "=== $(date '+%F %T')"
 
 [[ $(srun --help) == *--container-image* ]] ||
   fail "srun has no --container-image: the pyxis plugin is not installed here (CONTAINER_RUNTIME=apptainer or none does without)"
+written=$(stat --dereference --format=%s "$run_dir/log" 2>/dev/null || echo 0)
 
 # Each task learns its rank from Slurm, then becomes the training command.
 status=0
@@ -235,4 +237,7 @@ srun \
     export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
     exec "$@"
   ' task "${training_command[@]}" || status=$?
+said=$(tail --bytes="+$((written + 1))" "$run_dir/log" | grep --text --only-matching -E 'iteration +[0-9]+/|exiting program after|Exited with exit code [0-9]+' || true)
+# The ranks that srun ends after the first failure would hide that one's status.
+if ((status > 128)) && [[ $said =~ 'exit code '([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
 exit "$status"
