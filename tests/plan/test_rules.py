@@ -399,3 +399,26 @@ def test_one_cause_gives_few_findings():
 
 def test_what_cannot_be_read_is_left_to_the_parser():
     assert check(case("--tensor-model-parallel-size two --seq-length 4k")) == []
+
+
+@pytest.mark.parametrize("release", ["0.15", "0.16", "0.17", "0.18", "0.19", "dev"])
+def test_a_good_job_is_good_for_every_release(release: str):
+    assert check(case(release=release)) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl te", "0.18"),
+        (f"{GRAPHS} attn", "0.16"),
+    ],
+)
+def test_refused_from_a_release_on(flags: str, first: str):
+    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    releases = ["0.15", "0.16", "0.17", "0.18", "0.19"]
+    refusing = [
+        release
+        for release in releases
+        if check(case(flags, release=release, environment=environment))
+    ]
+    assert refusing == releases[releases.index(first) :]

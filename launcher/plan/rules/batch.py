@@ -65,7 +65,7 @@ def evaluation_batches(case: Case) -> Iterator[str]:
     given = [
         flag for flag in ("--eval-global-batch-size", "--eval-micro-batch-size") if case.has(flag)
     ]
-    lenient = case.has("--decrease-batch-size-if-needed")
+    lenient = case.has("--decrease-batch-size-if-needed") and case.since("0.18")
     if not given and not lenient:
         return
     step = (case.number("--eval-micro-batch-size") or case.size("--micro-batch-size")) * case.data

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from launcher.arguments import Arguments
 from launcher.plan import flags
+from launcher.releases import index
 
 Rule = Callable[["Case"], Iterator[str]]  # yields what is wrong, a line each
 
@@ -32,6 +33,10 @@ class Case:
     def has(self, *names: str) -> bool:
         """Say whether any of the flags is given."""
         return any(name in self.arguments for name in names)
+
+    def since(self, release: str) -> bool:
+        """Say whether the job's Megatron-Core is this release or a later one."""
+        return index(self.release) >= index(release)
 
     def words(self, flag: str) -> tuple[str, ...]:
         """Return a flag's values, Megatron's default for an absent one."""

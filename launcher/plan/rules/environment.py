@@ -67,7 +67,8 @@ def graph_registration(case: Case) -> Iterator[str]:
     """validate_args: NCCL must not register buffers of expandable segments in CUDA graphs."""
     allocator = "PYTORCH_CUDA_ALLOC_CONF"
     if (
-        case.graphs == "transformer_engine"
+        case.since("0.16")
+        and case.graphs == "transformer_engine"
         and "expandable_segments:True" in (case.variable(allocator) or "")
         and case.variable("NCCL_GRAPH_REGISTER") != "0"
     ):
@@ -80,7 +81,8 @@ def graph_registration(case: Case) -> Iterator[str]:
 def activation_offload(case: Case) -> Iterator[str]:
     """validate_args: Transformer Engine from 2.10 on would offload weights as well."""
     name = "NVTE_CPU_OFFLOAD_V1"
-    if case.has("--fine-grained-activation-offloading") and case.variable(name) != "1":
+    offloaded = case.has("--fine-grained-activation-offloading")
+    if offloaded and case.since("0.16") and case.variable(name) != "1":
         yield f"{case.said_variable(name)}: --fine-grained-activation-offloading needs it to be 1"
 
 

@@ -12,16 +12,15 @@ DELAY = "--delay-wgrad-compute"
 METHOD = "--recompute-method"
 NUMBER = "--recompute-num-layers"
 MODULES = "--recompute-modules"
-RECOMPUTABLE = {
-    "core_attn": "0.15",
-    "moe_act": "0.15",
-    "layernorm": "0.15",
-    "mla_up_proj": "0.15",
-    "mlp": "0.15",
-    "moe": "0.15",
-    "shared_experts": "0.15",
-    "gdn_norm_out": "0.19",
-}
+RECOMPUTABLE = (
+    "core_attn",
+    "moe_act",
+    "layernorm",
+    "mla_up_proj",
+    "mlp",
+    "moe",
+    "shared_experts",
+)
 OFFLOADABLE = (
     "core_attn",
     "attn_proj",
@@ -90,7 +89,8 @@ def delayed_weight_gradients_in_graphs(case: Case) -> Iterator[str]:
     captured = "attn" in case.graphed or (
         "moe_router" in case.graphed and shared and not case.has("--moe-shared-expert-overlap")
     )
-    if not (case.has(DELAY) and case.has("--overlap-grad-reduce") and captured):
+    overlapped = case.has(DELAY) and case.has("--overlap-grad-reduce")
+    if not overlapped or not captured or not case.since("0.17"):
         return
     fusion = "--no-gradient-accumulation-fusion"
     if case.has(fusion):
@@ -194,9 +194,10 @@ def recompute_modules(case: Case) -> Iterator[str]:
     if case.granularity != "selective":
         return
     said = case.said(MODULES)
-    unknown = sorted(case.recomputed - RECOMPUTABLE.keys())
+    known = (*RECOMPUTABLE, "gdn_norm_out") if case.since("0.19") else RECOMPUTABLE
+    unknown = sorted(case.recomputed - set(known))
     if unknown:
-        yield f"{said}: {unknown[0]} is none of {', '.join(RECOMPUTABLE)}"
+        yield f"{said}: {unknown[0]} is none of {', '.join(known)}"
     if "moe_act" in case.recomputed and not case.has("--moe-grouped-gemm"):
         yield f"{said}: moe_act needs --moe-grouped-gemm"
     if "mla_up_proj" in case.recomputed and not case.has("--multi-latent-attention"):

@@ -70,9 +70,10 @@ def activation(case: Case) -> Iterator[str]:
 
 
 def loss_fusion(case: Case) -> Iterator[str]:
-    """validate_args: Transformer Engine's fused loss is switched off for its instability."""
+    """validate_args from 0.18 on: Transformer Engine's fused loss is refused as unstable."""
     flag = "--cross-entropy-fusion-impl"
-    if case.has("--cross-entropy-loss-fusion") and case.text(flag) == "te":
+    fused = case.has("--cross-entropy-loss-fusion") and case.text(flag) == "te"
+    if fused and case.since("0.18"):
         yield f"{case.said(flag)} is refused: write native"
 
 
