@@ -141,10 +141,15 @@ def linear_heads(case: Case) -> Iterator[str]:
 def dense_width(case: Case) -> Iterator[str]:
     """ColumnParallelLinear: TP splits the dense layers' intermediate width."""
     flag = "--ffn-hidden-size"
-    if case.experts and not _dense_layers(case):
+    if not _splits_heads(case) or (case.experts and not _dense_layers(case)):
         return
     if case.has(flag) and case.size(flag) % case.tensor:
         yield f"{case.said(flag)} cannot be split over TP={case.tensor}"
+
+
+def _splits_heads(case: Case) -> bool:
+    """Say whether `heads` is content with TP; one word on a wrong TP is enough."""
+    return case.size("--num-attention-heads") % case.tensor == 0
 
 
 def _dense_layers(case: Case) -> bool:
@@ -161,7 +166,9 @@ def expert_width(case: Case) -> Iterator[str]:
 def shared_expert_width(case: Case) -> Iterator[str]:
     """SharedExpertMLP: TP splits the shared expert's intermediate width."""
     flag = "--moe-shared-expert-intermediate-size"
-    if case.experts and (case.number(flag) or 0) > 0 and case.size(flag) % case.tensor:
+    if not case.experts or not _splits_heads(case) or (case.number(flag) or 0) < 1:
+        return
+    if case.size(flag) % case.tensor:
         yield f"{case.said(flag)} cannot be split over TP={case.tensor}"
 
 
@@ -179,7 +186,7 @@ def sequence_over_tensor(case: Case) -> Iterator[str]:
     """scatter_to_sequence_parallel_region: TP ranks take equal parts of a CP rank's sequence."""
     length = case.size("--seq-length")
     share = case.tensor * case.context * (2 if case.context > 1 else 1)
-    if not case.sequence_parallel or length % share == 0:
+    if not case.sequence_parallel or length % share == 0 or not _splits_heads(case):
         return
     if case.context > 1 and length % (2 * case.context):
         raise Unreadable("another rule's")
