@@ -183,10 +183,10 @@ def _with_extra_states(job: Job, found: Mapping[str, Any]) -> OrderedDict[str, A
     filled: OrderedDict[str, Any] = OrderedDict()
     for name, tensor in found.items():
         filled[name] = tensor
-        module = names.stateful(name, job.naming)
+        module = names.stateful(name)
         if module:
             filled[f"{module}._extra_state"] = None
-            if job.naming.engine and module.endswith("self_attention.linear_proj"):
+            if module.endswith("self_attention.linear_proj"):
                 filled[f"{module.removesuffix('linear_proj')}core_attention._extra_state"] = None
     return filled
 

@@ -1,7 +1,8 @@
 """What a legacy and a torch_dist checkpoint call a parameter, and which modules have extra state.
 
 Transformer Engine's modules fuse a norm into the linear layer behind it, so it is called by that
-layer. Sources, Megatron-Core 0.15 to 0.19: gpt_layer_specs.py,
+layer. Megatron's local modules on the CPU read the same names (launcher/megatron/cpu_modules.py).
+Sources, Megatron-Core 0.15 to 0.19: gpt_layer_specs.py,
 experimental_attention_variant_module_specs.py (core/models/gpt), sharded_state_dict of
 transformer_block.py, multi_token_prediction.py and moe/experts.py (core/transformer); compared
 with checkpoints that Megatron-Core 0.19.2 wrote.
@@ -24,7 +25,6 @@ from launcher.plan.stages import Layer
 class Naming:
     """What of a job's arguments decides names."""
 
-    engine: bool  # Transformer Engine's modules, not Megatron's local ones
     grouped: bool  # experts are one grouped GEMM
     homogeneous: bool  # torch_dist stacks the decoder's layers into one tensor
     mtp_layer: str  # what the model calls the transformer layer of MTP
@@ -32,11 +32,9 @@ class Naming:
 
 def read(arguments: Arguments, release: str) -> Naming:
     """Take it from the job's arguments and the Megatron-Core release they are written for."""
-    engine = value(arguments, "--transformer-impl") in (None, "transformer_engine")
     frequencies = ("--moe-layer-freq", "--linear-attention-freq")
     return Naming(
-        engine=engine,
-        grouped=engine and "--moe-grouped-gemm" in arguments,
+        grouped="--moe-grouped-gemm" in arguments,
         homogeneous=all(value(arguments, flag) in (None, "1") for flag in frequencies),
         mtp_layer="transformer_layer" if release in ("0.15", "0.16") else "mtp_model_layer",
     )
@@ -55,12 +53,6 @@ def _fused(layer: Layer, model: Model) -> Iterator[tuple[str, str]]:
         yield "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"
 
 
-# Local modules are called as fused ones in torch_dist where the layer's spec says so: in
-# grouped-query layers, with experts or without (sharded_state_dict_keys_map).
-_LOCAL_SHARDED = (
-    ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
-    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
-)
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(linear_fc[12])\.weight$")
 
 
@@ -72,19 +64,15 @@ def legacy(relative: str, layer: Layer, model: Model, naming: Naming, first_expe
         if naming.grouped:
             return f"mlp.experts.{linear}.weight{number}"
         return f"mlp.experts.local_experts.{number}.{linear}.weight"
-    return _renamed(relative, _fused(layer, model)) if naming.engine else relative
+    return _renamed(relative, _fused(layer, model))
 
 
-def sharded(relative: str, layer: Layer, model: Model, naming: Naming) -> str:
+def sharded(relative: str, layer: Layer, model: Model) -> str:
     """Return the name within a layer of a torch_dist checkpoint, which has one for all experts."""
     expert = _EXPERT.match(relative)
     if expert:
         return f"mlp.experts.experts.{expert[2]}.weight"
-    if naming.engine:
-        return _renamed(relative, _fused(layer, model))
-    if model.attention.latent or model.linear_attention is not None:
-        return relative
-    return _renamed(relative, _LOCAL_SHARDED)
+    return _renamed(relative, _fused(layer, model))
 
 
 def _renamed(name: str, changes: Iterable[tuple[str, str]]) -> str:
@@ -117,29 +105,21 @@ def place(parameter: Parameter, layer: Layer | None, model: Model, naming: Namin
         assert model.experts is not None
         stack.append(model.experts.count)
         index.append(int(expert[1]))
-    return Place(key + sharded(relative, layer, model, naming), tuple(stack), tuple(index))
+    return Place(key + sharded(relative, layer, model), tuple(stack), tuple(index))
 
 
 _WEIGHT = re.compile(r"\.(layer_norm_)?(weight|bias)\d*$")
 _NO_EXTRA_STATE = ("router", "conv1d", "word_embeddings")
-_DUPLICATED = ("linear_q_down_proj", "linear_kv_down_proj")
 
 
-def stateful(name: str, naming: Naming) -> str | None:
+def stateful(name: str) -> str | None:
     """Return the module of a named weight if Megatron saves an `_extra_state` with it.
 
-    Linear layers have one; with Transformer Engine norms too. It only ever holds FP8 scales, and
+    Linear layers and norms have one. It only ever holds FP8 scales, and
     there are none yet. `name` is one that `legacy` or `sharded` returned.
     """
     if not _WEIGHT.search(name):
         return None
     module = _WEIGHT.sub("", name)
     last = module.rsplit(".", 1)[-1]
-    if last in _NO_EXTRA_STATE:
-        return None
-    if naming.engine:
-        return module
-    return None if last.endswith("norm") or last in _DUPLICATED else module
-
-
-CORE_ATTENTION = "self_attention.core_attention"  # has extra state with Transformer Engine
+    return None if last in _NO_EXTRA_STATE else module

@@ -152,13 +152,13 @@ def extra_states(job: Job) -> list[str]:
     keys: dict[str, None] = {}
     for parameter in parameters.every(model):
         where = place(job, by_prefix, parameter)
-        module = names.stateful(where.key, job.naming)
+        module = names.stateful(where.key)
         if module is None or module == "output_layer":
             continue
         index = ".".join(map(str, where.index or (0,)))
         sizes = ".".join(map(str, where.stack or (1,)))
         keys[f"{module}._extra_state/shard_{index}_{sizes}"] = None
-        if job.naming.engine and module.endswith("self_attention.linear_proj"):
+        if module.endswith("self_attention.linear_proj"):
             core = module.removesuffix("linear_proj") + "core_attention"
             keys[f"{core}._extra_state/shard_{index}_{sizes}"] = None
     return list(keys)

@@ -32,8 +32,9 @@ class Case:
 
 def arguments(case: Case, output: Path) -> list[str]:
     """The Megatron arguments of the launcher's local job, as its preview prints them."""
+    # Megatron's default, and the models', is to go on without what it does not find.
     command = preview(
-        case.words,
+        (*case.words, "--dist-ckpt-strictness", "raise_unexpected"),
         MODEL=str(case.model),
         CLUSTER="local",
         OUTPUT_PATH=str(output),
@@ -77,4 +78,5 @@ def megatron_logits(
     )
     (folder / "log").write_text(done.stdout, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-8000:]
+    assert "load_return" not in done.stdout, "a legacy checkpoint was loaded, but not strictly"
     return {case.name: torch.load(folder / f"{n}.pt") for n, case in enumerate(cases)}
