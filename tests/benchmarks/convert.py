@@ -1,0 +1,174 @@
+"""How fast a checkpoint is converted, against `cp` of the same bytes in the same run.
+
+    .venv/training/bin/python tests/benchmarks/convert.py FOLDER [gigabytes]
+
+FOLDER gets a synthetic Qwen3-like model of about that size (default 10) and, one at a time, its
+copies and conversions: three times the size must be free. Before each measurement the source leaves
+the page cache, and each ends when its files are on disk. Memory is what all processes of a
+conversion together hold for themselves (not the page cache), at its highest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+LAYER = 64 * 3 * 2048 * 1024 * 2  # bytes of a layer's experts
+MODEL = """\
+EXTENDS: {root}/model_configs/benchmarking/Qwen3-30B-A3B.yaml
+MODEL_ARGS: {{--num-layers: {layers}, --num-experts: 64, --moe-ffn-hidden-size: 1024}}
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run."""
+
+    seconds: float
+    gigabytes: float  # of memory
+
+
+def publish(folder: Path, layers: int) -> Path:
+    """Write the model as Hugging Face would, in files of 2 GB; return its YAML."""
+    import torch
+
+    from ckpt_convert_scripts.convert import audit, hugging_face, job, tables
+
+    model = folder / "synthetic.yaml"
+    model.write_text(MODEL.format(root=ROOT, layers=layers))
+    described = job.from_launcher([], environment(model))
+    table = tables.TABLES["qwen3-moe"]
+    shapes = audit.sources(audit.pair(table, described.shape.model, 151936), {})
+    source = folder / "source"
+    source.mkdir()
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        size += 2 * torch.Size(shape).numel()
+        if size > 2e9:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+    index = {}
+    noise = torch.randint(-(1 << 15), 1 << 15, (1 << 25,), dtype=torch.int16)
+    for number, names in enumerate(groups):
+        file = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        with (source / file).open("wb") as output:
+            output.write(
+                hugging_face.header([(name, torch.bfloat16, shapes[name]) for name in names])
+            )
+            for name in names:
+                left = torch.Size(shapes[name]).numel()
+                while left:
+                    part = noise[: min(left, len(noise))]
+                    output.write(part.numpy())
+                    left -= len(part)
+        index.update(dict.fromkeys(names, file))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    config = {"model_type": "qwen3_moe", "vocab_size": 151936, "num_hidden_layers": layers}
+    (source / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def environment(model: Path, **variables: object) -> dict[str, str]:
+    """Return a conversion's environment."""
+    given = {name: str(value) for name, value in variables.items()}
+    return {**os.environ, "MODEL": str(model), "VPP": "1", "TP": "1", "PP": "2", "EP": "2", **given}
+
+
+def measure(command: list[str], source: Path, environ: dict[str, str]) -> Measured:
+    """Run a command on a source that is not in the page cache."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environ, cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    highest = [0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            highest[0] = max(highest[0], memory(process.pid))
+            time.sleep(0.1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, errors = process.communicate()
+    seconds = time.perf_counter() - start
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"{command} failed: {errors}")
+    return Measured(seconds, highest[0] / 1e9)
+
+
+def memory(session: int) -> int:
+    """Return the bytes that the processes of a session hold and share with no file."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(status.read_text().rsplit(")", 1)[1].split()[3]) != session:
+                continue
+            rollup = (status.parent / "smaps_rollup").read_text()
+        except (OSError, IndexError):
+            continue
+        fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+        total += sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
+    return total
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    size = float(sys.argv[2]) if len(sys.argv) > 2 else 10
+    folder.mkdir(parents=True)
+    model = publish(folder, max(2, round(size * 1e9 / LAYER) // 2 * 2))
+    source, target = folder / "source", folder / "target"
+    total = sum(path.stat().st_size for path in source.iterdir()) / 1e9
+    convert = [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"]
+    copy = ["bash", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(source), str(target)]
+
+    def report(name: str, *runs: Measured, base: float = 0.0) -> float:
+        best = min(runs, key=lambda run: run.seconds)
+        ratio = f"   {base / best.seconds:.2f} of cp" if base else ""
+        print(
+            f"{name:32} {best.seconds:6.1f} s   {total / best.seconds:5.2f} GB/s   "
+            f"{best.gigabytes:5.2f} GB memory{ratio}",
+            flush=True,
+        )
+        return best.seconds
+
+    print(f"{total:.1f} GB, {os.cpu_count()} CPUs; the better of two runs each")
+    copies, conversions = [], {}
+    for _ in range(2):  # in turns: the disk is not equally fast all the time
+        copies.append(measure(copy, source, dict(os.environ)))
+        shutil.rmtree(target)
+        for form in ("torch_dist", "legacy"):
+            for workers in (2, 1):
+                environ = environment(
+                    model, SOURCE_CKPT_PATH=source, TARGET_CKPT_PATH=target,
+                    FORMAT=form, WORKERS=workers,
+                )  # fmt: skip
+                found = measure(convert, source, environ)
+                conversions.setdefault((form, workers), []).append(found)
+                shutil.rmtree(target)
+    base = report("cp, sync", *copies)
+    for (form, workers), runs in conversions.items():
+        report(f"{form}, {workers} workers", *runs, base=base)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
