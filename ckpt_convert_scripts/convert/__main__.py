@@ -77,6 +77,8 @@ def _to_megatron(
     configuration.check_kind(read.config, table)
     described = job.from_launcher(words, environ)
     configuration.check(read.config, table, described.shape.model, described.arguments)
+    for note in configuration.notes(read.config, described.shape.model):
+        print(f"note: {note}", file=sys.stderr)
     mapped = to_megatron.match(read, described, table, left_out)
     make = to_megatron.torch_dist_units if form == "torch_dist" else to_megatron.legacy_units
     units = make(mapped)

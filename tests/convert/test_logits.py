@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -110,16 +111,23 @@ DAMAGE = {
 }
 
 
+@cache
+def expected(made: Made) -> dict[str, torch.Tensor]:
+    """transformers' own logits, of the model and of MTP."""
+    found = {"logits": logits(made)}
+    return {**found, "MTP logits": mtp_logits(made)} if made.mtp else found
+
+
 def differences(made: Made, found: dict) -> dict[str, float]:
     """Largest distance of any of Megatron's logits from transformers', of the model and of MTP."""
-    ours = found["logits"][..., :VOCABULARY]
-    result = {"logits": (ours - logits(made)).abs().max().item()}
+    ours = {"logits": found["logits"]}
     if made.mtp:
-        (ours,) = found["mtp"]
         # The last position predicts from a token that the sequence does not have.
-        ours = ours[:, :-1, :VOCABULARY]
-        result["MTP logits"] = (ours - mtp_logits(made)).abs().max().item()
-    return result
+        ours["MTP logits"] = found["mtp"][0][:, :-1]
+    return {
+        kind: (ours[kind][..., :VOCABULARY] - theirs).abs().max().item()
+        for kind, theirs in expected(made).items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -359,7 +359,7 @@ def fill(tensors: Mapping[str, torch.Tensor], seed: int, zero_centred: bool = Fa
             tensor.copy_(normal(tensor, 1.2 * inputs**-0.5))
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Made:
     """A tiny model in transformers' own class, in fp32, and what its MTP layer has beyond a layer.
 
