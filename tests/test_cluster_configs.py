@@ -24,7 +24,7 @@ def options(seen: Launched) -> dict[str, str]:
 def test_every_model_previews_with_every_example():
     pairs = [(name, example) for example in EXAMPLES for name in model.names(ROOT)]
     with ThreadPoolExecutor(4) as pool:
-        seen = pool.map(lambda pair: preview(MODEL=pair[0], CLUSTER=pair[1], **USER), pairs)
+        seen = pool.map(lambda pair: preview(MODEL=pair[0], CLUSTER=pair[1]), pairs)
         for pair, each in zip(pairs, seen):
             assert "placeholders" not in each.stderr, pair
             assert each.flag("--num-layers"), pair
