@@ -99,7 +99,6 @@ def build(
             {name: (text, f"knob {knob.__name__}") for name, text in effect.environment.items()}
         )
     notes += [note for effect in effects for note in effect.notes]
-    objections = [objection for effect in effects for objection in effect.objections]
 
     _check_depth(settings, arguments)
     nodes = settings.NNODES
@@ -151,7 +150,7 @@ def build(
         nodes=nodes,
         tasks_per_node=tasks_per_node,
         notes=tuple(notes),
-        objections=(*errors, *objections),
+        objections=tuple(errors),
         plan=planned,
         sbatch=tuple(sbatch),
     )

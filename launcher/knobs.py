@@ -25,7 +25,6 @@ class Effect:
     arguments: Arguments = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # said, one line each
-    objections: tuple[str, ...] = ()  # the job cannot work; FORCE=1 submits it all the same
 
 
 def _flags(origin: str, **flags: bool | int | str | tuple[str, ...]) -> Arguments:
@@ -233,24 +232,6 @@ def required_environment(settings: Settings, present: Arguments) -> Effect:
     return Effect(environment=environment)
 
 
-def attention_variant(settings: Settings, present: Arguments) -> Effect:
-    """MTP beside an attention variant: only the dev branch's pretrain_gpt.py builds it."""
-    variant = value(present, "--experimental-attention-variant")
-    mtp = value(present, "--mtp-num-layers")
-    theirs = bool(settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH)
-    if not (variant and mtp and mtp != "0" and theirs) or settings.MCORE_RELEASE_VERSION == "dev":
-        return Effect()
-    where = f"--mtp-num-layers {mtp} ({present['--mtp-num-layers'].origin})"
-    release = settings.MCORE_RELEASE_VERSION
-    return Effect(
-        objections=(
-            f"{where} beside --experimental-attention-variant {variant} is refused by the "
-            f"pretrain_gpt.py of Megatron-Core {release}; the dev branch builds it "
-            "(MCORE_RELEASE_VERSION=dev)",
-        )
-    )
-
-
 def nvlink_domain(settings: Settings, present: Arguments) -> Effect:
     """GB200_CLUSTER: 72 GPUs share one NVLink domain; DeepEP's hybrid kernels read its size."""
     return Effect(environment={"NVLINK_DOMAIN_SIZE": "72"} if settings.GB200_CLUSTER else {})
@@ -266,7 +247,6 @@ KNOBS: tuple[Callable[[Settings, Arguments], Effect], ...] = (
     data,
     profile,
     required_environment,
-    attention_variant,
     nvlink_domain,
 )
 
