@@ -21,6 +21,7 @@ KNOWN = {
     "1-1024": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-34": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-856": f"--window-size with CP: {WITHOUT_ENGINE}",
+    "2-1516": "--num-distributed-optimizer-instances: the judge has no einops, the containers do",
     "2-112": "--qad-train-target is known only where ModelOpt is installed; the plan warns of that",
 }
 AGAIN = 25
@@ -52,7 +53,7 @@ def test_agreement(compared, seed: str):
 
 def test_the_sample_is_large_and_mixed(sample, compared):
     start, _ = sample
-    assert len(compared) >= 2500
+    assert len(compared) >= 3000
     assert 0.35 < sum(one.record["accepted"] for one in compared) / len(compared) < 0.7
     assert {one.record["base"] for one in compared} == start.keys()
     assert len(start) == 41
