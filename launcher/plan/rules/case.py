@@ -42,7 +42,7 @@ class Case:
         """Return a flag's values, Megatron's default for an absent one."""
         if flag in self.arguments:
             return self.arguments[flag].values
-        known = flags.load(self.release).get(flag)
+        known = self.catalogue.get(flag)
         if known is None or known.default is None or known.switch is not None:
             return ()
         if isinstance(known.default, (list, tuple)):
@@ -86,6 +86,11 @@ class Case:
             return f"{name} is not set"
         value, origin = self.environment[name]
         return f"{name}={value} ({origin})"
+
+    @functools.cached_property
+    def catalogue(self) -> flags.Catalogue:
+        """The release's flags, for their defaults."""
+        return flags.load(self.release)
 
     # What several rules ask for.
 
