@@ -251,6 +251,8 @@ def _begin(folder: Path, units: Sequence[Unit], written: Any, parent: int) -> No
     if os.getppid() != parent:
         os._exit(1)
     torch.set_num_threads(1)
+    # The manifest has a SHA-256 of each file: the CRC-32 of its parts would cost as much again.
+    torch.serialization.set_crc32_options(False)
     _state.update(folder=folder, units=units, written=written)
 
 
