@@ -45,12 +45,15 @@ class Cluster:
         # Under /tmp, because the path of a socket has to be short.
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
         self.folder.chmod(0o755)
+        self.disk = self.folder / "disk"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._controller_port, *self._node_ports = _free_ports(1 + len(self.nodes))
 
     def __enter__(self) -> Cluster:
         try:
             self._write_configuration()
+            self.disk.mkdir()
+            self.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(self.disk))
             self._start_munge()
             self.start_controller()
             for name in self.nodes:
@@ -66,7 +69,7 @@ class Cluster:
             process.kill()
         for process in self._running.values():
             process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -111,6 +114,11 @@ class Cluster:
             lambda: (job := self.job(job_id)).get("JobState") not in living and job,
             seconds, f"job {job_id} to end",
         )  # fmt: skip
+
+    def resize_disk(self, mebibytes: int) -> Path:
+        """Return a folder on a disk of this size, which all nodes share. It keeps what it holds."""
+        self.run("mount", "-o", f"remount,size={mebibytes}m", str(self.disk))
+        return self.disk
 
     def start_controller(self) -> None:
         """Start slurmctld; with the state of an earlier one, it carries on from there."""
@@ -251,7 +259,12 @@ def _remove_left_overs() -> None:
     for folder in Path("/tmp").glob(f"{PREFIX}*"):
         owner = folder.name[len(PREFIX) :].split("-")[0]
         if not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    subprocess.run(["umount", "--quiet", "--lazy", str(folder / "disk")], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,7 +9,7 @@ to the undisturbed run's to the last printed digit, with no process left behind.
 from __future__ import annotations
 
 import argparse
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +26,8 @@ from training import TINY, Run, finish, submit  # noqa: E402
 
 from launcher.batch import SAVING_SIGNAL  # noqa: E402
 
-ITERATIONS, INTERVAL, STRUCK = 120, 10, 25
+ITERATIONS, INTERVAL, STRUCK = 160, 10, 25
+CHECKPOINT_MIB = 7
 
 
 def words(save: Path) -> list[str]:
@@ -95,14 +96,14 @@ def nothing(_cluster: Cluster, _run: Run) -> Callable[[], None]:
     return lambda: None
 
 
-def small_disk(cluster: Cluster, folder: Path) -> Run:
-    """Run on a disk too small for its checkpoints until the first job has failed on it."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
-    output = folder.parent
+def fill_the_disk(cluster: Cluster, output: Path) -> Run:
+    """Run on a disk that is full at the third checkpoint, and make room once a job has failed."""
+    folder = cluster.resize_disk(CHECKPOINT_MIB * 5 // 2) / output.name
     run = submit(cluster, output, words(folder), **TINY, RESUBMIT="2")
     cluster.wait_for(lambda: len(run.jobs()) > 1, 180, "the first job to fail")
-    assert "No space left on device" in run.logs()[0]
-    subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+    assert "CheckpointException" in run.logs()[0], run.logs()[0][-3000:]
+    assert shutil.disk_usage(folder).free < CHECKPOINT_MIB << 20
+    cluster.resize_disk(1024)
     return run
 
 
@@ -202,12 +203,7 @@ def main(arguments: list[str]) -> int:
                 continue
             folder = output / name.replace(" ", "-")
             if case is None:
-                disk = folder / "disk"
-                disk.mkdir(parents=True)
-                try:
-                    found = outcome(cluster, small_disk(cluster, disk), calm)
-                finally:
-                    subprocess.run(["umount", "--lazy", str(disk)], check=False)
+                found = outcome(cluster, fill_the_disk(cluster, folder), calm)
             else:
                 found = suffer(cluster, case, folder, calm)
             failed += not (found.equal and found.left == 0 and found.reached == ITERATIONS)

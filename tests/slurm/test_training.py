@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -79,12 +78,7 @@ def test_a_run_survives_one_thing_after_the_other(
 
 
 def test_a_run_survives_a_full_disk(cluster: Cluster, undisturbed: Run, tmp_path: Path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        found = outcome(cluster, reliability.small_disk(cluster, disk), undisturbed)
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+    found = outcome(cluster, reliability.fill_the_disk(cluster, tmp_path), undisturbed)
     assert (found.state, found.reached, found.equal, found.left) == (
         "COMPLETED",
         ITERATIONS,
