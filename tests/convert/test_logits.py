@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", reason="the test extra is not installed")
+pytest.importorskip("transformers", reason="the training extra is not installed")
 pytest.importorskip("megatron.training", reason="the training extra is not installed")
 
 import torch
