@@ -170,6 +170,9 @@ def _save(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+_OPTIMIZER = ("optimizer.", "chained_")  # a training job's states: they are not converted
+
+
 class Reader:
     """The parameters of a torch_dist checkpoint, whatever parallelism it was saved with."""
 
@@ -204,7 +207,7 @@ class Reader:
                 problems.append(f"{key} is {list(whole.size)}, the model needs {list(shape)}")
         for key, whole in self._tensors.items():
             tensor = isinstance(whole, TensorStorageMetadata)
-            if tensor and key not in expected and not key.startswith("optimizer."):
+            if tensor and key not in expected and not key.startswith(_OPTIMIZER):
                 problems.append(f"{key} is left over: the model has no place for it")
         files = {info.relative_path for info in self._storage.values()}
         problems += [
