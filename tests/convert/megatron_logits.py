@@ -2,11 +2,11 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node RANKS megatron_logits.py CASES
 
-CASES is a JSON file: [{"argv": [Megatron's arguments], "release": "0.19", "tokens": FILE, "out":
-FILE}, …]. For each case Megatron parses and validates the arguments, builds its model, loads the checkpoint of --load
-(or keeps its random weights, and saves them where --save says) and runs its own pipeline schedule
-over the tokens ([sequences, length], a file of torch.save), a sequence a micro-batch. OUT then holds
-{"logits": [sequences, length, vocabulary], "mtp": the same of each multi-token prediction layer}.
+CASES is a JSON file: [{"argv": [Megatron's arguments], "release": "0.19", "tokens": FILE,
+"out": FILE}, …]. For each case Megatron parses and validates the arguments, builds its model, loads
+the checkpoint of --load and runs its own pipeline schedule over the tokens ([sequences, length], a
+file of torch.save), a sequence a micro-batch. OUT then holds {"logits": [sequences, length,
+vocabulary], "mtp": the same of each multi-token prediction layer}.
 
 One start serves many cases: between them everything that Megatron keeps globally is destroyed.
 """
@@ -30,6 +30,9 @@ def main() -> None:
     cpu_device.install()
     import torch.distributed
 
+    from launcher.megatron import gpt
+
+    gpt.allow_mtp_with_attention_variants()
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         started = time.monotonic()
         run(case)
@@ -43,13 +46,12 @@ def run(case: dict[str, Any]) -> None:
     import torch
     from megatron.core import mpu
     from megatron.core.enums import ModelType
-    from megatron.training import get_args
+    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import (
         gpt_config_from_args,
         pretrain_cfg_container_from_args,
     )
     from megatron.training.arguments import parse_and_validate_args
-    from megatron.training.checkpointing import save_checkpoint
     from megatron.training.initialize import initialize_megatron
     from megatron.training.training import destroy_global_state, setup_model_and_optimizer
 
@@ -59,20 +61,17 @@ def run(case: dict[str, Any]) -> None:
     sys.argv[1:] = [*case["argv"], "--skip-train"]
     gpt._config.cache_clear()
     args = parse_and_validate_args()
-    gpt.allow_mtp_with_attention_variants()
     initialize_megatron(get_embedding_ranks=gpt.embedding_ranks)
     config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     model, _, _ = setup_model_and_optimizer(
         ModelType.encoder_or_decoder,
         cfg_container=config,
-        pg_collection=_groups(),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    if args.save:
-        save_checkpoint(1, model, None, None, 0)
     for chunk in model:
         chunk.eval()
     with torch.no_grad():
-        found = _logits(model, torch.load(case["tokens"]), get_args())
+        found = _logits(model, torch.load(case["tokens"]))
     if found and mpu.get_tensor_model_parallel_rank() == mpu.get_data_parallel_rank() == 0:
         torch.save(found, case["out"])
     torch.distributed.barrier()
@@ -95,13 +94,7 @@ def _normalise_uncompressed_queries(wanted: bool) -> None:
     resolver._mla_fused_linear_or_default = original if wanted else plain
 
 
-def _groups() -> Any:
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
-    return ProcessGroupCollection.use_mpu_process_groups()
-
-
-def _logits(model: list[Any], tokens: Any, args: Any) -> dict[str, Any]:
+def _logits(model: list[Any], tokens: Any) -> dict[str, Any]:
     """The logits of all sequences on the last stage; an empty dictionary elsewhere.
 
     Without labels Megatron computes MTP's logits first and the model's own last, all through the

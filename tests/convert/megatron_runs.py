@@ -24,7 +24,7 @@ class Case:
 
     name: str
     model: Path
-    load: Path | None
+    load: Path
     words: tuple[str, ...] = ()
     sizes: tuple[tuple[str, str], ...] = ()  # TP, PP, EP, VPP
     release: str = "0.19"
@@ -38,7 +38,7 @@ def arguments(case: Case, output: Path) -> list[str]:
         MODEL=str(case.model),
         CLUSTER="local",
         OUTPUT_PATH=str(output),
-        LOAD_PATH=str(case.load or ""),
+        LOAD_PATH=str(case.load),
         MBS="1",
         GBS="8",
         SEQ_LEN="32",
