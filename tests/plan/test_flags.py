@@ -26,12 +26,13 @@ YAMLS = sorted((ROOT / "model_configs").rglob("*.yaml"))
 GOLDEN = sorted((ROOT / "tests/golden").glob("*.sh"))
 
 # What the configs and the recipes use that an older release has under no name.
-# (A job of an older release has --moe-deepep- or --moe-hybridep-num-sms: recipes name those.)
+# (A job of an older release has --moe-deepep- or --moe-hybridep-num-sms, and no --exit-signal.)
 SINCE_0_19 = ["--delay-offload-until-cuda-graph", "--moe-flex-dispatcher-num-sms"]
 SINCE_0_17 = ["--moe-permute-fusion-into-hybridep"]
 SINCE_0_16 = [
     "--apply-wd-to-qk-layernorm",
     "--attention-output-gate",
+    "--exit-signal",
     "--experimental-attention-variant",
     "--fine-grained-activation-offloading",
     "--linear-attention-freq",
