@@ -6,7 +6,9 @@ arguments.yaml      every Megatron argument with the place that set it
 environment.yaml    the settings and the training processes' environment, without secrets
 versions.yaml       git commits (and whether dirty), megatron-core, torch
 submission.yaml     what was done with the script and how it ended
-log                 the output; on Slurm a link into OUTPUT_PATH/slurm_logs
+log                 the output; on Slurm a link to the newest log.N
+log.1, log.2 …      on Slurm the logs of the run's jobs, links into OUTPUT_PATH/slurm_logs
+started, failure    when the first job started, and how the last one failed (RESUBMIT)
 """
 
 from __future__ import annotations
