@@ -1,7 +1,7 @@
 """The command behind the scripts of ckpt_convert_scripts/.
 
     python -m ckpt_convert_scripts.convert TABLE [--megatron-flag value …]
-    python -m ckpt_convert_scripts.convert --verify FOLDER
+    python -m ckpt_convert_scripts.convert [TABLE] --verify FOLDER
 
 TABLE is an architecture of tables.py. Everything else is said by the environment, as to the
 launcher: MODEL, TP, PP, EP, VPP, …, and the variables of ckpt_convert_scripts/README.md.
@@ -36,8 +36,8 @@ FORMATS = ("torch_dist", "legacy")
 def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one conversion; a UsageError is one line on stderr and status 1."""
     try:
-        if len(words) == 2 and words[0] == "--verify":
-            print(f"{work.verify(Path(words[1]))} files are as they were written")
+        if len(words) > 1 and words[-2] == "--verify":
+            print(f"{work.verify(Path(words[-1]))} files are as they were written")
             return 0
         if not words or words[0] not in TABLES:
             hint = did_you_mean(words[0], TABLES) if words else ""
@@ -80,6 +80,12 @@ def _to_megatron(
     for note in configuration.notes(read.config, described.shape.model):
         print(f"note: {note}", file=sys.stderr)
     mapped = to_megatron.match(read, described, table, left_out)
+    if narrowed := to_megatron.narrowed(mapped):
+        print(
+            f"note: rounded to {str(described.dtype).removeprefix('torch.')}: {narrowed[0]}"
+            + (f" and {len(narrowed) - 1} more" if narrowed[1:] else ""),
+            file=sys.stderr,
+        )
     make = to_megatron.torch_dist_units if form == "torch_dist" else to_megatron.legacy_units
     units = make(mapped)
     plan = {

@@ -49,6 +49,17 @@ def match(source: Source, job: Job, table: Table, left_out: Sequence[str] = ()) 
     return Mapped(source, job, tuple(filled), present)
 
 
+def narrowed(mapped: Mapped) -> list[str]:
+    """Return the source tensors that the checkpoint holds in fewer bits."""
+    return [
+        name
+        for one in mapped.filled
+        for name in one.row.sources
+        if mapped.source.tensors[name].dtype == "F32"
+        and one.dtype(mapped.job.dtype).itemsize < torch.float32.itemsize
+    ]
+
+
 def vocabulary(config: Mapping[str, object], padded: int) -> int:
     """Return the published number of tokens. Raises UsageError where Megatron has fewer rows."""
     size = config.get("vocab_size")

@@ -389,9 +389,10 @@ class Progress:
 
     def _print(self, done: int, now: float) -> None:
         seconds = max(now - self._start, 1e-3)
+        done = min(done, self._total)  # files are a little larger than their tensors
         rate = done / seconds
         left = (self._total - done) / rate if rate else 0.0
-        share = min(1.0, done / self._total) if self._total else 1.0
+        share = done / self._total if self._total else 1.0
         text = (
             f"{'█' * round(20 * share):·<20} {share:4.0%}  {_gigabytes(done)} "
             f"of {_gigabytes(self._total)}  {rate / 1e9:.2f} GB/s  {max(0, round(left))} s left"
