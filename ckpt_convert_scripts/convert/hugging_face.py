@@ -164,7 +164,7 @@ def _read(tensor: Tensor) -> torch.Tensor:
     dtype = DTYPES[tensor.dtype]
     if not tensor.size:
         return torch.empty(tensor.shape, dtype=dtype)
-    data = _mapped(tensor.path)
+    data = _mapped(tensor.path, tensor.path.stat().st_mtime_ns)
     if tensor.begin + tensor.size > len(data):
         raise UsageError(f"{tensor.path}: cut short while it was read")
     start = tensor.begin // mmap.PAGESIZE * mmap.PAGESIZE
@@ -178,7 +178,7 @@ def _read(tensor: Tensor) -> torch.Tensor:
 
 
 @cache
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path, _changed: int) -> mmap.mmap:
     # A private mapping: torch wants memory that could be written, and the file never is.
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
