@@ -126,6 +126,6 @@ def _check(described: Shape, arguments: Arguments, release: str) -> None:
     if release == "0.19" and attention.latent and attention.q_rank is None and attention.qk_norm:
         raise UsageError(
             "Megatron-Core 0.19 normalises the input of uncompressed queries once more, which the "
-            "published model does not: no weights make them equal. Convert for, and train with, "
-            "MCORE_RELEASE_VERSION=0.18 or dev"
+            "published model does not: no copy of its weights is the same model. Convert for, and "
+            "train with, MCORE_RELEASE_VERSION=0.18 or dev"
         )
