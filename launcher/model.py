@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,12 +109,19 @@ def arguments(model: Model, settings: Settings, environ: Mapping[str, str]) -> A
         elif entry.value is not False and entry.value is not None:
             written = entry.value if isinstance(entry.value, tuple) else (entry.value,)
             values = tuple(_fill(text, entry.origin, settings, environ) for text in written)
+            origin = ", ".join([entry.origin, *_set_by(written, settings)])
             # A switch or an unset path from a setting decides whether the flag is there at all.
             if values == ("true",) and entry.value != "true":
-                found[flag] = Argument(flag, (), entry.origin)
+                found[flag] = Argument(flag, (), origin)
             elif values not in (("",), ("false",)) or entry.value in ("", "false"):
-                found[flag] = Argument(flag, values, entry.origin)
+                found[flag] = Argument(flag, values, origin)
     return found
+
+
+def _set_by(written: Sequence[str], settings: Settings) -> list[str]:
+    """Say where each variable that a value is made of was set: 'GBS from environment'."""
+    names = [name for text in written for escaped, name in _REFERENCE.findall(text) if not escaped]
+    return [f"{name} from {settings.origin(name)}" for name in names if name in settings.origins]
 
 
 def environment(
