@@ -1,7 +1,8 @@
 """The plan accepts and refuses what Megatron does, on thousands of stored random jobs.
 
 The sample is what `agreement.py` drew and Megatron-Core 0.19.2 judged: seed 1, on which the rules
-were corrected, and seed 2, which nobody had looked at when they were done.
+were corrected, and seed 2, drawn when they were done. Of the latter's 3,296 draws 6 disagreed
+(99.82 % agreed), of which one was a missing rule (--cache-mla-latents) and was added.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ SAMPLE = Path(__file__).parent / "judged.jsonl.gz"
 AT_LEAST = 0.995
 # Draws on which both differ, and why.
 WITHOUT_ENGINE = "the judge builds Megatron's local modules, which have less than the engine's"
+NO_EINOPS = "--num-distributed-optimizer-instances: the judge has no einops, the containers do"
 KNOWN = {
     "1-249": f"--moe-latent-size: {WITHOUT_ENGINE}",
     "1-1024": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-34": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-856": f"--window-size with CP: {WITHOUT_ENGINE}",
-    "2-1516": "--num-distributed-optimizer-instances: the judge has no einops, the containers do",
+    "2-1516": NO_EINOPS,
+    "2-2212": NO_EINOPS,
     "2-112": "--qad-train-target is known only where ModelOpt is installed; the plan warns of that",
 }
 AGAIN = 25
@@ -44,10 +47,10 @@ def test_every_disagreement_is_known(compared):
     assert {one.record["name"] for one in compared if not one.agrees} == KNOWN.keys()
 
 
-@pytest.mark.parametrize("seed", ["1", "2"])
-def test_agreement(compared, seed: str):
+@pytest.mark.parametrize(("seed", "draws"), [("1", 1400), ("2", 3290)])
+def test_agreement(compared, seed: str, draws: int):
     drawn = [one for one in compared if one.record["name"].startswith(f"{seed}-")]
-    assert len(drawn) > 1000
+    assert len(drawn) > draws
     assert sum(one.agrees for one in drawn) / len(drawn) >= AT_LEAST
 
 

@@ -153,6 +153,7 @@ BROKEN = [
     Broken("model.mtp_with_variant", f"{DELTA} --mtp-num-layers 1", "MCORE_RELEASE_VERSION=dev"),
     Broken("model.position_embedding", "--position-embedding-type mrope", "--mrope-section"),
     Broken("model.latent_attention", MLA, "cannot go with --group-query-attention"),
+    Broken("model.latent_attention", f"{MLA} --cache-mla-latents", "(test) needs --no-rope-fusion"),
     Broken("model.activation", "--squared-relu", "cannot go with --swiglu"),
     Broken(
         "model.loss_fusion",

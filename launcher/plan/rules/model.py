@@ -59,6 +59,8 @@ def latent_attention(case: Case) -> Iterator[str]:
     fused = _positions(case) == "rope" and not case.has("--no-rope-fusion")
     if fused and case.text("--rope-type") == "rope":
         yield f"{case.said('--rope-type')} needs --no-rope-fusion beside {case.said(flag)}"
+    if fused and case.has("--cache-mla-latents"):
+        yield f"{case.said('--cache-mla-latents')} needs --no-rope-fusion"
 
 
 def activation(case: Case) -> Iterator[str]:
