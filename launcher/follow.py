@@ -74,8 +74,8 @@ def _continued(job_id: str, run_dir: Path) -> str | None:
         found = slurm.find(run_dir / "job.sh")
     except slurm.NoAnswer:
         return job_id
-    newer = found and int(found.job_id) > int(job_id) and not slurm.is_over(found.state)
-    return found.job_id if newer else None
+    # One that is over already has the run's last word too.
+    return found.job_id if found and int(found.job_id) > int(job_id) else None
 
 
 def _say(line: str) -> None:
