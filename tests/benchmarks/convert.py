@@ -136,6 +136,8 @@ def memory(session: int) -> int:
 def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     size = float(sys.argv[2]) if len(sys.argv) > 2 else 10
+    if folder.exists():
+        sys.exit(f"error: {folder} exists; name a folder that this may make and remove")
     folder.mkdir(parents=True)
     model = publish(folder, max(2, round(size * 1e9 / LAYER) // 2 * 2))
     source, target = folder / "source", folder / "target"
