@@ -1,7 +1,8 @@
 """What a run survives: each interruption on a real cluster, held against an undisturbed run.
 
-    .venv/training/bin/python tests/slurm/reliability.py [NAME…]     prints a table; about 8 minutes
+    .venv/training/bin/python tests/slurm/reliability.py [NAME…]     prints a table; about 5 minutes
 
+A fast machine ends 160 iterations before the time limit of a minute: RELIABILITY_ITERATIONS=800.
 After each one the run has to end at its last iteration, every step's loss and gradient norm equal
 to the undisturbed run's to the last printed digit, with no process left behind.
 """
@@ -9,6 +10,7 @@ to the undisturbed run's to the last printed digit, with no process left behind.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from training import TINY, Run, finish, submit  # noqa: E402
 
 from launcher.batch import SAVING_SIGNAL  # noqa: E402
 
-ITERATIONS, INTERVAL, STRUCK = 160, 10, 25
+ITERATIONS, INTERVAL, STRUCK = int(os.environ.get("RELIABILITY_ITERATIONS", "160")), 10, 25
 CHECKPOINT_MIB = 7
 
 
@@ -207,6 +209,8 @@ def main(arguments: list[str]) -> int:
             else:
                 found = suffer(cluster, case, folder, calm)
             failed += not (found.equal and found.left == 0 and found.reached == ITERATIONS)
+            # Where the machine is fast the run ends before its time limit: nothing was shown then.
+            failed += found.starts < 2 and name != "controller restarted"
             print(
                 f"| {name} | {found.seconds:.0f} s | {found.jobs} | {found.starts} "
                 f"| {found.repeated} | {found.state} at {found.reached} "
