@@ -248,17 +248,15 @@ def _program(settings: Settings) -> tuple[str, ...]:
             "(CONTAINER_RUNTIME=none runs without one)"
         )
     bind = [settings.BINDPCIE_PATH] if settings.BINDPCIE_PATH else []
-    python, script = "python3", settings.TRAINING_SCRIPT_PATH
+    python, script = "python3", local.training_script(settings)
     if settings.GPU == "none":
         script = str(local.ENTRY)
         if not container.has_container(settings) and not settings.NODE_SETUP_PATH:
             python = str(local.training_python(settings)[0])
-    elif not script:
-        if not settings.MEGATRON_PATH:
-            raise UsageError(
-                "MEGATRON_PATH is not set: the Megatron-LM checkout, as the container sees it"
-            )
-        script = f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
+    elif script is None:
+        raise UsageError(
+            "MEGATRON_PATH is not set: the Megatron-LM checkout, as the container sees it"
+        )
     return (*bind, python, "-u", script)
 
 

@@ -143,11 +143,18 @@ def on_the_cpu(
     )
 
 
+def training_script(settings: Settings) -> str | None:
+    """Return the script that trains; None where neither it nor a checkout is named."""
+    if settings.TRAINING_SCRIPT_PATH:
+        return settings.TRAINING_SCRIPT_PATH
+    return f"{settings.MEGATRON_PATH}/pretrain_gpt.py" if settings.MEGATRON_PATH else None
+
+
 def entry_environment(settings: Settings) -> Environment:
     """Return what tells ENTRY which training script and which Megatron to run."""
-    if not (settings.MEGATRON_PATH or settings.TRAINING_SCRIPT_PATH):
+    script = training_script(settings)
+    if script is None:
         return {}
-    script = settings.TRAINING_SCRIPT_PATH or f"{settings.MEGATRON_PATH}/pretrain_gpt.py"
     found = {"TRAINING_SCRIPT_PATH": (script, "setting")}
     if settings.MEGATRON_PATH:
         found["MEGATRON_PATH"] = (settings.MEGATRON_PATH, "setting")

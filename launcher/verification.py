@@ -81,7 +81,7 @@ def ask(job: Job) -> Opinion:
         "argv": argv(job.arguments),
         "world_size": job.world_size,
         "environment": {name: text for name, (text, _) in job.environment.items()},
-        "compute_capability": CAPABILITY.get(settings.GPU or "H100"),
+        "compute_capability": CAPABILITY.get(settings.GPU or "", CAPABILITY["H100"]),
         "build": "all",
     }
     done = subprocess.run(

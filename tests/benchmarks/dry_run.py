@@ -55,11 +55,9 @@ def in_process(times: int) -> float:
 
 def layered() -> dict[str, str]:
     """Return the environment that the layers leave to the launcher."""
-    layers = subprocess.run(
-        ["bash", "-c", 'exec() { env -0; exit; }; source "$0"', str(ROOT / "sbatch_benchmarking.sh")],
-        env=ENVIRONMENT, capture_output=True, check=True,
-    )  # fmt: skip
-    return dict(entry.partition("=")[::2] for entry in layers.stdout.decode().split("\0") if entry)
+    from launcher import layers
+
+    return layers.source(layers.ENTRY, [], ENVIRONMENT)[0]
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ import json
 import os
 
 import pytest
-from launching import ROOT, launch
+from launching import launch
 
-from launcher import job, settings, verification
+from launcher import job, layers, verification
 
 VARIABLES = {"MODEL": "Qwen3-30B-A3B", "VERIFY": "1", "LAUNCHER_COMMAND": "plan"}
 
@@ -43,15 +43,8 @@ def test_a_refusal_is_megatrons_own_word():
 @pytest.mark.slow
 def test_a_wrong_plan_is_found_out():
     """A plan that miscounts one stage by one parameter is a difference."""
-    environment = {
-        **os.environ, "MODEL": "Qwen3-30B-A3B", "MODEL_NAME": "Qwen3-30B-A3B",
-        "CLUSTER": "template", "WORKSPACE": str(ROOT), "OUTPUT_PATH": "/tmp",
-        "MCORE_RELEASE_VERSION": "0.19", "TP": "1", "PP": "2", "EP": "8", "CP": "1", "VPP": "1",
-        "MBS": "1", "GBS": "256", "SEQ_LEN": "4096", "NNODES": "2", "RUN_TIME": "10",
-        "MEGATRON_PATH": "/nowhere", "CONTAINER_IMAGE": "image", "PR": "bf16", "PROFILE": "0",
-        "WANDB_MODE": "disabled",
-    }  # fmt: skip
-    described = job.build(settings.read(environment), [], environment)
+    environ, _ = layers.source(layers.ENTRY, [], {**os.environ, **VARIABLES, "PP": "2"})
+    described = job.build(layers.read(environ), [], environ)
     counts = list(described.plan.counts)
     counts[1] = dataclasses.replace(counts[1], dense=counts[1].dense + 1)
     vars(described.plan)["counts"] = tuple(counts)  # where the plan keeps what it worked out

@@ -37,11 +37,12 @@ from launcher.layout import balanced, expand  # noqa: E402
 from launcher.plan import flags  # noqa: E402
 from launcher.plan.rules import RUN_TIME, Case  # noqa: E402
 from launcher.plan.rules import name as name_of  # noqa: E402
+from launcher.plan.rules.case import CAPABILITY  # noqa: E402
 from launcher.plan.sheet import plan  # noqa: E402
 
 JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
 RELEASE = "0.19"
-CAPABILITY = {"H100": (9, 0), "B200": (10, 0), "GB200": (10, 0), "GB300": (10, 3)}
+GPUS = ("H100", "B200", "GB200", "GB300")
 
 
 @dataclass
@@ -110,7 +111,7 @@ def _base(name: str, text: str) -> Job:
     exports = (
         shlex.split(line)[0] for line in re.findall(r"^export (\w+=.*)$", text, re.MULTILINE)
     )
-    gpu = next((gpu for gpu in CAPABILITY if f"-{gpu.lower()}" in name), "H100")
+    gpu = next((gpu for gpu in GPUS if f"-{gpu.lower()}" in name), "H100")
     environment = dict(entry.split("=", 1) for entry in exports)
     return Job(name, flags, nodes * tasks, environment, gpu, tasks)
 
@@ -662,7 +663,7 @@ def _environment(rng: random.Random, job: Job) -> None:
 
 def _gpu(rng: random.Random, job: Job) -> None:
     """Another GPU."""
-    job.gpu = rng.choice(list(CAPABILITY))
+    job.gpu = rng.choice(GPUS)
 
 
 Mutation = Callable[[random.Random, Job], None]
