@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 
+from ckpt_convert_scripts.convert import files
 from launcher.errors import UsageError
 
 INDEX = "model.safetensors.index.json"
@@ -160,28 +159,11 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 
 def _read(tensor: Tensor) -> torch.Tensor:
-    """Return a tensor's data where it lies in the page cache: nothing is copied."""
     dtype = DTYPES[tensor.dtype]
-    if not tensor.size:
-        return torch.empty(tensor.shape, dtype=dtype)
-    data = _mapped(tensor.path, tensor.path.stat().st_mtime_ns)
-    if tensor.begin + tensor.size > len(data):
-        raise UsageError(f"{tensor.path}: cut short while it was read")
-    start = tensor.begin // mmap.PAGESIZE * mmap.PAGESIZE
-    data.madvise(mmap.MADV_WILLNEED, start, tensor.begin + tensor.size - start)
-    if tensor.begin % dtype.itemsize:
-        aligned = bytearray(data[tensor.begin : tensor.begin + tensor.size])
-        return torch.frombuffer(aligned, dtype=dtype).reshape(tensor.shape)
-    count = tensor.size // dtype.itemsize
-    found = torch.frombuffer(data, dtype=dtype, count=count, offset=tensor.begin)
-    return found.reshape(tensor.shape)
-
-
-@cache
-def _mapped(path: Path, _changed: int) -> mmap.mmap:
-    # A private mapping: torch wants memory that could be written, and the file never is.
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    data = files.read(tensor.path, tensor.begin, tensor.size)
+    if data.storage_offset() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype).reshape(tensor.shape)
 
 
 def _json(path: Path) -> dict:

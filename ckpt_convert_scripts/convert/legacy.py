@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -72,11 +72,15 @@ def path(job: Job, rank: Rank) -> str:
     return f"{folder}/{FILE}"
 
 
+def keys(job: Job, rank: Rank) -> list[str]:
+    """Return what a rank's file calls its models, one a virtual stage."""
+    count = len(job.stages[rank.pipeline].chunks)
+    return ["model"] if count == 1 else [f"model{number}" for number in range(count)]
+
+
 def held(job: Job, rank: Rank) -> Iterator[Held]:
     """Return the parameters of a rank's file, in the model's order."""
-    stage = job.stages[rank.pipeline]
-    for number, chunk in enumerate(stage.chunks):
-        key = "model" if len(stage.chunks) == 1 else f"model{number}"
+    for key, chunk in zip(keys(job, rank), job.stages[rank.pipeline].chunks):
         for name, parameter in _chunk(job, chunk, rank):
             yield Held(parameter, key, name)
 
@@ -123,17 +127,21 @@ def _names(
     )
 
 
-def shard(whole: torch.Tensor, parameter: Parameter, job: Job, rank: Rank) -> torch.Tensor:
-    """Return a rank's part of a parameter, in memory of its own."""
-    parallel = job.shape.parallel
-    count = parallel.expert_tensor if parameter.expert else parallel.tensor
+def shard(
+    sections: Sequence[torch.Tensor], parameter: Parameter, job: Job, rank: Rank
+) -> list[torch.Tensor]:
+    """Return a rank's part of a parameter, given by its sections, likewise."""
+    if parameter.axis is None:
+        return list(sections)
     number = rank.expert_tensor if parameter.expert else rank.tensor
-    if parameter.axis is None or count == 1:
-        return _own(whole)
-    if not parameter.sections:
-        return _own(whole.chunk(count, parameter.axis)[number])
-    parts = whole.split(parameter.sections)
-    return torch.cat([part.chunk(count)[number] for part in parts])
+    count = _split(parameter, job)
+    return [section.chunk(count, parameter.axis)[number] for section in sections]
+
+
+def _split(parameter: Parameter, job: Job) -> int:
+    """Return how many ranks a parameter is split over, if it is."""
+    parallel = job.shape.parallel
+    return parallel.expert_tensor if parameter.expert else parallel.tensor
 
 
 def join(shards: list[torch.Tensor], parameter: Parameter) -> torch.Tensor:
@@ -145,12 +153,6 @@ def join(shards: list[torch.Tensor], parameter: Parameter) -> torch.Tensor:
     sizes = [size // len(shards) for size in parameter.sections]
     parts = [shard.split(sizes) for shard in shards]
     return torch.cat([part for section in zip(*parts) for part in section])
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """Return it in memory that holds nothing else: torch.save writes the whole of it."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def state(job: Job, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -261,8 +263,7 @@ class Reader:
 
 def local_shape(parameter: Parameter, job: Job) -> tuple[int, ...]:
     """Return the shape of a rank's part."""
-    parallel = job.shape.parallel
-    count = parallel.expert_tensor if parameter.expert else parallel.tensor
+    count = _split(parameter, job)
     return tuple(
         size // count if axis == parameter.axis else size
         for axis, size in enumerate(parameter.shape)

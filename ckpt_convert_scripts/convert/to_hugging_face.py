@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Union
 
@@ -15,6 +16,7 @@ import torch
 
 from ckpt_convert_scripts.convert import audit, hugging_face, legacy, tables, torch_dist, work
 from ckpt_convert_scripts.convert.audit import Filled
+from ckpt_convert_scripts.convert.files import Output, ahead
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.tables import Table
 from ckpt_convert_scripts.convert.to_megatron import TRACKER, vocabulary
@@ -115,18 +117,17 @@ def _file(number: int, count: int) -> str:
     )
 
 
-def _write(reader: Reader, group: Sequence[Tensor], output: work.Output) -> list[str]:
+def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> list[str]:
     header = hugging_face.header([(one.name, one.dtype, one.shape) for one in group])
     output.write(header)
-    last, parts = "", []
-    for tensor in group:
-        parameter = tensor.one.parameter
-        if parameter.name != last:  # neighbours are parts of the same parameter
-            last, parts = parameter.name, tensor.one.row.how.backward(reader.read(parameter))
-        part = parts[tensor.part].to(tensor.dtype).contiguous()
-        if tuple(part.shape) != tensor.shape:
-            raise UsageError(f"{tensor.name}: {list(part.shape)} instead of {list(tensor.shape)}")
-        output.write(part.reshape(-1).view(torch.uint8).numpy())
+    runs = [list(run) for _, run in groupby(group, lambda tensor: tensor.one)]
+    for run, whole in zip(runs, ahead(reader.read, [run[0].one.parameter for run in runs])):
+        parts = run[0].one.row.how.backward(whole)
+        for tensor in run:
+            part = parts[tensor.part].to(tensor.dtype)
+            if tuple(part.shape) != tensor.shape:
+                raise UsageError(f"{tensor.name}: {list(part.shape)}, not {list(tensor.shape)}")
+            output.tensor(part)
     return [tensor.name for tensor in group]
 
 

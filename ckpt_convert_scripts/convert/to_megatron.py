@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from ckpt_convert_scripts.convert import audit, legacy, tables, torch_dist, work
 from ckpt_convert_scripts.convert.audit import Filled
+from ckpt_convert_scripts.convert.files import Output, ahead
 from ckpt_convert_scripts.convert.hugging_face import Source
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.tables import Table
@@ -76,23 +77,27 @@ def bytes_of(one: Filled, job: Job) -> int:
     return one.parameter.numel * one.dtype(job.dtype).itemsize
 
 
-def tensors(mapped: Mapped, one: Filled) -> list[torch.Tensor]:
-    """Read what a parameter is made of, in the dtype it is to have."""
-    found = []
-    for name in one.row.sources:
-        tensor = mapped.source.read(name)
-        for twin, other in mapped.twins.items():
+def read(mapped: Mapped, wanted: Sequence[Filled]) -> Iterator[list[torch.Tensor]]:
+    """Return each parameter, unsplit, by its sections; the next ones are read meanwhile."""
+    names = [name for one in wanted for name in one.row.sources]
+    found = ahead(mapped.source.read, names)
+    for one in wanted:
+        tensors = [next(found) for _ in one.row.sources]
+        _compare_twins(mapped, one, tensors)
+        if not isinstance(one.row.how, Stack):  # its tensors are the sections
+            whole = one.row.how.forward(tensors)
+            tensors = list(whole.split(one.parameter.sections or len(whole)))
+        yield [tensor.to(one.dtype(mapped.job.dtype)) for tensor in tensors]
+
+
+def _compare_twins(mapped: Mapped, one: Filled, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse a tensor whose published copy differs. Raises UsageError."""
+    for twin, other in mapped.twins.items():
+        for name, tensor in zip(one.row.sources, tensors):
             if other == name and not torch.equal(mapped.source.read(twin), tensor):
                 raise UsageError(
                     f"{twin} is not equal to {name}, and Megatron has one tensor for both"
                 )
-        found.append(tensor)
-    return found
-
-
-def whole(mapped: Mapped, one: Filled) -> torch.Tensor:
-    """Return a parameter, unsplit."""
-    return one.row.how.forward(tensors(mapped, one)).to(one.dtype(mapped.job.dtype))
 
 
 # torch_dist: a file holds some parameters, whole.
@@ -119,22 +124,11 @@ def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
     ]
 
 
-def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: work.Output):
+def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: Output):
     written = []
-    for one in group:
-        parameter, dtype = one.parameter, one.dtype(mapped.job.dtype)
-        where = torch_dist.place(mapped.job, layers, parameter)
-        if isinstance(one.row.how, Stack):
-            # Its tensors are the parts already.
-            parts = [tensor.to(dtype) for tensor in tensors(mapped, one)]
-        else:
-            made = whole(mapped, one)
-            parts = [made]
-            if parameter.sections:
-                parts = [part.clone() for part in made.split(parameter.sections)]
-            elif made.untyped_storage().nbytes() != made.nbytes or not made.is_contiguous():
-                parts = [made.clone(memory_format=torch.contiguous_format)]
-        written += torch_dist.write(output, parameter, where, parts)
+    for one, sections in zip(group, read(mapped, group)):
+        where = torch_dist.place(mapped.job, layers, one.parameter)
+        written += torch_dist.write(output, one.parameter, where, sections)
     return written
 
 
@@ -156,18 +150,20 @@ def legacy_units(mapped: Mapped) -> list[work.Unit]:
     return units
 
 
-def _write_rank(mapped: Mapped, rank: legacy.Rank, output: work.Output) -> None:
-    by_name = mapped.by_name
-    models: dict[str, dict[str, torch.Tensor]] = {
-        "model" if len(stage.chunks) == 1 else f"model{number}": {}
-        for stage in (mapped.job.stages[rank.pipeline],)
-        for number in range(len(stage.chunks))
-    }
-    for held in legacy.held(mapped.job, rank):
-        one = by_name[held.parameter]
-        part = legacy.shard(whole(mapped, one), one.parameter, mapped.job, rank)
-        models[held.model][held.name] = part
-    torch.save(legacy.state(mapped.job, models), output)
+def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> None:
+    by_name, job = mapped.by_name, mapped.job
+    held = list(legacy.held(job, rank))
+    filled = [by_name[one.parameter] for one in held]
+    models: dict[str, dict[str, torch.Tensor]] = {key: {} for key in legacy.keys(job, rank)}
+    for place, one in zip(held, filled):
+        shape, dtype = legacy.local_shape(one.parameter, job), one.dtype(job.dtype)
+        models[place.model][place.name] = torch.empty(shape, dtype=dtype)
+    pieces = (
+        piece
+        for one, sections in zip(filled, read(mapped, filled))
+        for piece in legacy.shard(sections, one.parameter, job, rank)
+    )
+    output.save(legacy.state(job, models), pieces)
 
 
 def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) -> None:

@@ -29,7 +29,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ckpt_convert_scripts.convert import hugging_face, legacy, names, parameters, pickles
+from ckpt_convert_scripts.convert import files, hugging_face, legacy, names, parameters, pickles
+from ckpt_convert_scripts.convert.files import Output
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.names import Place
 from ckpt_convert_scripts.convert.parameters import Parameter
@@ -77,7 +78,7 @@ def chunks(parameter: Parameter, where: Place) -> Iterator[tuple[str, tuple, tup
 
 
 def write(
-    output: Any, parameter: Parameter, where: Place, parts: Sequence[torch.Tensor]
+    output: Output, parameter: Parameter, where: Place, parts: Sequence[torch.Tensor]
 ) -> list[dict[str, Any]]:
     """Append a parameter, given as its parts' rows, to a file; return what `finish` needs."""
     written = []
@@ -85,7 +86,7 @@ def write(
         assert len(part) == rows.stop - rows.start, parameter
         begin = output.bytes
         sizes = (*(1 for _ in where.stack), *part.shape)
-        torch.save(part.view(sizes), output)
+        output.save(torch.empty(sizes, dtype=part.dtype), iter([part]))
         written.append(
             {
                 "key": key,
@@ -256,12 +257,8 @@ class Reader:
 
     def _load(self, key: str, offset: tuple[int, ...]) -> torch.Tensor:
         info = self._storage[key, offset]
-        with (self._folder / info.relative_path).open("rb") as file:
-            file.seek(info.offset)
-            data = file.read(info.length)
-        if len(data) != info.length:
-            raise UsageError(f"{self._folder / info.relative_path}: cut short")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        data = files.read(self._folder / info.relative_path, info.offset, info.length)
+        return torch.load(io.BytesIO(data.numpy()), map_location="cpu", weights_only=True)
 
 
 class _MetadataUnpickler(pickles.Unpickler):

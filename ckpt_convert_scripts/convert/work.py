@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from ckpt_convert_scripts.convert.files import Output
 from launcher.errors import UsageError
 
 MANIFEST = "manifest.json"
@@ -47,44 +48,6 @@ class Unit:
     file: str  # relative to the target
     size: int  # bytes of tensors, for the progress and the disk; the file is a little larger
     write: Callable[[Output], Any]  # writes it, returns what the finish needs (JSON)
-
-
-class Output:
-    """A file that is hashed and counted while it is written."""
-
-    def __init__(self, path: Path, progress: Callable[[int], None]):
-        self._file = path.open("wb", buffering=0)
-        self._progress = progress
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-        self.error: OSError | None = None  # torch.save does not pass it on
-
-    def write(self, data: Any) -> int:
-        """Write all of a buffer."""
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view):
-            # In pieces, so that the hash finds them in the cache and the progress moves.
-            part = view[done : done + (4 << 20)]
-            try:
-                written = self._file.write(part)
-            except OSError as error:
-                self.error = error
-                raise
-            self._hash.update(part[:written])
-            self._progress(written)
-            done += written
-        self.bytes += done
-        return done
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> str:
-        """Wait until the file is on disk; return its SHA-256."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._hash.hexdigest()
 
 
 def incomplete(target: Path) -> Path:
@@ -251,8 +214,6 @@ def _begin(folder: Path, units: Sequence[Unit], written: Any, parent: int) -> No
     if os.getppid() != parent:
         os._exit(1)
     torch.set_num_threads(1)
-    # The manifest has a SHA-256 of each file: the CRC-32 of its parts would cost as much again.
-    torch.serialization.set_crc32_options(False)
     _state.update(folder=folder, units=units, written=written)
 
 
@@ -268,12 +229,7 @@ def _do(number: int) -> None:
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         output = Output(part, progress)
-        try:
-            details = unit.write(output)
-        except RuntimeError:
-            if output.error:
-                raise output.error from None
-            raise
+        details = unit.write(output)
         sha256 = output.close()
         os.rename(part, path)
         record = {"bytes": output.bytes, "sha256": sha256, "details": details}
