@@ -84,7 +84,8 @@ make_environment() {
   say "installing into $target (once, about 5 GB): ${wanted//$'\n'/ }"
   rm -f "$target/installed"
   printf '%s\n' "$wanted" >"$target/wanted"
-  "$uv" pip install --python "$target/bin/python" --requirement "$target/wanted" >&2 ||
+  # Compiled once here: a start of torch or Megatron-Core takes less than half as long.
+  "$uv" pip install --compile-bytecode --python "$target/bin/python" --requirement "$target/wanted" >&2 ||
     fail "set-up of $target did not finish; the lines above say why, and a rerun continues"
   mv "$target/wanted" "$target/installed"
   rm -rf "$VENV/cache"

@@ -163,7 +163,9 @@ class _Filled:
 
     def _put(self, count: int) -> int:
         while count > 0:
-            piece = next(self._pieces)
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise RuntimeError("fewer pieces than tensors")
             count -= piece.nbytes
             self._output.tensor(piece)
         if count:

@@ -3,9 +3,10 @@
     .venv/training/bin/python tests/benchmarks/convert.py FOLDER [gigabytes]
 
 FOLDER gets a synthetic Qwen3-like model of about that size (default 10) and, one at a time, its
-copies and conversions: three times the size must be free. Before each measurement the source leaves
+copies and conversions: four times the size must be free. Before each measurement the source leaves
 the page cache, and each ends when its files are on disk. Memory is what all processes of a
-conversion together hold for themselves (not the page cache), at its highest.
+conversion together hold for themselves (not the page cache), at its highest. dd with O_DIRECT says
+what the disk itself allows. Legacy files repeat what ranks share, so more is written than read.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Measured:
     seconds: float
     cpu: float  # seconds of all its processes; what counts where others use the machine too
     gigabytes: float  # of memory
+    written: int  # bytes
 
 
 def publish(folder: Path, layers: int) -> Path:
@@ -88,8 +90,8 @@ def environment(model: Path, **variables: object) -> dict[str, str]:
     return {**os.environ, "MODEL": str(model), "VPP": "1", "TP": "1", "PP": "2", "EP": "2", **given}
 
 
-def measure(command: list[str], source: Path, environ: dict[str, str]) -> Measured:
-    """Run a command on a source that is not in the page cache."""
+def measure(command: list[str], source: Path, target: Path, environ: dict[str, str]) -> Measured:
+    """Run a command that makes `target` of a source that is not in the page cache."""
     for path in source.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -115,7 +117,8 @@ def measure(command: list[str], source: Path, environ: dict[str, str]) -> Measur
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode:
         sys.exit(f"{command} failed: {errors}")
-    return Measured(seconds, cpu, highest[0] / 1e9)
+    written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return Measured(seconds, cpu, highest[0] / 1e9, written)
 
 
 def memory(session: int) -> int:
@@ -140,39 +143,49 @@ def main() -> None:
         sys.exit(f"error: {folder} exists; name a folder that this may make and remove")
     folder.mkdir(parents=True)
     model = publish(folder, max(2, round(size * 1e9 / LAYER) // 2 * 2))
-    source, target = folder / "source", folder / "target"
-    total = sum(path.stat().st_size for path in source.iterdir()) / 1e9
-    convert = [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"]
-    copy = ["bash", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(source), str(target)]
+    source, target, back = folder / "source", folder / "target", folder / "back"
+    total = sum(path.stat().st_size for path in source.iterdir())
+    runs: dict[str, list[Measured]] = {}
 
-    def report(name: str, *runs: Measured, base: float = 0.0) -> float:
-        best = min(runs, key=lambda run: run.seconds)
-        ratio = f"   {base / best.seconds:.2f} of cp" if base else ""
-        print(
-            f"{name:32} {best.seconds:6.1f} s   {total / best.seconds:5.2f} GB/s   "
-            f"{best.cpu:6.1f} s CPU   {best.gigabytes:5.2f} GB memory{ratio}",
-            flush=True,
-        )
-        return best.seconds
+    def copied(name: str, command: str) -> None:
+        words = ["bash", "-c", command, str(source), str(target)]
+        runs.setdefault(name, []).append(measure(words, source, target, dict(os.environ)))
 
-    print(f"{total:.1f} GB, {os.cpu_count()} CPUs; the better of two runs each")
-    copies, conversions = [], {}
+    def converted(name: str, start: Path, end: Path, **variables: object) -> None:
+        words = [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"]
+        environ = environment(model, SOURCE_CKPT_PATH=start, TARGET_CKPT_PATH=end, **variables)
+        runs.setdefault(name, []).append(measure(words, start, end, environ))
+
     for _ in range(2):  # in turns: the disk is not equally fast all the time
-        copies.append(measure(copy, source, dict(os.environ)))
+        copied(CP, 'cp -r "$0" "$1" && sync "$1"/*')
         shutil.rmtree(target)
-        for form in ("torch_dist", "legacy"):
-            for workers in (2, 1):
-                environ = environment(
-                    model, SOURCE_CKPT_PATH=source, TARGET_CKPT_PATH=target,
-                    FORMAT=form, WORKERS=workers,
-                )  # fmt: skip
-                found = measure(convert, source, environ)
-                conversions.setdefault((form, workers), []).append(found)
-                shutil.rmtree(target)
-    base = report("cp, sync", *copies)
-    for (form, workers), runs in conversions.items():
-        report(f"{form}, {workers} workers", *runs, base=base)
+        copied("dd, past the page cache", DD)
+        shutil.rmtree(target)
+        for workers in (2, 1):
+            for form in ("legacy", "torch_dist"):
+                shutil.rmtree(target, ignore_errors=True)
+                name = f"{form}, {workers} workers"
+                converted(name, source, target, FORMAT=form, WORKERS=workers)
+        converted("torch_dist back, 2 workers", target, back, LIKE_PATH=source, WORKERS=2)
+        shutil.rmtree(target)
+        shutil.rmtree(back)
+    best = {name: min(found, key=lambda run: run.seconds) for name, found in runs.items()}
+    print(f"{total / 1e9:.1f} GB, {os.cpu_count()} CPUs; the better of two runs each")
+    for name, run in best.items():
+        print(
+            f"{name:28} {run.seconds:6.1f} s  {run.written / 1e9:5.1f} GB written  "
+            f"{run.cpu:6.1f} s CPU  {run.gigabytes:5.2f} GB memory  "
+            f"{best[CP].seconds / run.seconds:5.2f} of cp"
+        )
     shutil.rmtree(folder)
+
+
+CP = "cp, sync"
+DD = """mkdir "$1"
+for file in "$0"/*; do
+  dd if="$file" of="$1/${file##*/}" bs=16M iflag=direct oflag=direct status=none
+done
+sync "$1"/*"""
 
 
 if __name__ == "__main__":
