@@ -37,7 +37,8 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one conversion; a UsageError is one line on stderr and status 1."""
     try:
         if len(words) > 1 and words[-2] == "--verify":
-            print(f"{work.verify(Path(words[-1]))} files are as they were written")
+            count = work.verify(Path(words[-1]), _workers(environ))
+            print(f"{count} files are as they were written")
             return 0
         if not words or words[0] not in TABLES:
             hint = did_you_mean(words[0], TABLES) if words else ""

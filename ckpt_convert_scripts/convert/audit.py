@@ -53,7 +53,7 @@ def pair(table: Table, model: Model, vocabulary: int) -> list[Filled]:
             shapes = source_shapes(row.how, parameter.shape)
             filled.append(Filled(parameter, row, shapes))
     problems += [f"{name}: Megatron's model has no such parameter" for name in rows]
-    _stop(problems)
+    stop(problems)
     return filled
 
 
@@ -71,7 +71,7 @@ def sources(filled: Sequence[Filled], twins: Mapping[str, str]) -> dict[str, tup
             problems.append(f"{name} is used twice, as a copy of {other} too")
         elif other in shapes:
             shapes[name] = shapes[other]
-    _stop(problems)
+    stop(problems)
     return shapes
 
 
@@ -100,7 +100,7 @@ def check(
             continue  # checked with its weight
         elif not any(pattern.fullmatch(name) for pattern in patterns):
             problems.append(f"{name} is left over: the model has no place for it")
-    _stop(sorted(problems))
+    stop(sorted(problems))
 
 
 def _check_dtype(name: str, tensor: Tensor, found: Mapping[str, Tensor]) -> list[str]:
@@ -134,11 +134,11 @@ def source_shapes(how: Transform, shape: tuple[int, ...]) -> tuple[tuple[int, ..
 SHOWN = 12
 
 
-def _stop(problems: Sequence[str]) -> None:
+def stop(problems: Sequence[str], found: str = "the audit found") -> None:
     """Raise UsageError if there are problems: they are named, the first dozen where too many."""
     if not problems:
         return
     lines = list(problems[:SHOWN])
     kinds = Counter(re.sub(r"\d+", "N", problem) for problem in problems[SHOWN:])
     lines += [f"{count} more like: {kind}" for kind, count in kinds.items()][:SHOWN]
-    raise UsageError(f"the audit found {len(problems)}: " + "; ".join(lines))
+    raise UsageError(f"{found} {len(problems)}: " + "; ".join(lines))

@@ -30,6 +30,7 @@ BUFFER = 16 << 20  # bytes written at once
 SMALL = 1 << 20  # below it, the cache's reading ahead is worth more
 AHEAD = 3  # tensors
 
+Progress = Callable[[int], None]  # told how many more bytes are done
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
@@ -52,6 +53,19 @@ def read(path: Path, begin: int, size: int) -> torch.Tensor:
     return memory[start + begin - first :][:size]
 
 
+def digest(path: Path, progress: Progress = lambda count: None) -> str:
+    """Return a file's SHA-256, as hexadecimal digits."""
+    found, size = hashlib.sha256(), path.stat().st_size
+
+    def part(begin: int) -> torch.Tensor:
+        return read(path, begin, min(BUFFER, size - begin))
+
+    for piece in ahead(part, range(0, size, BUFFER)):
+        found.update(piece.numpy())
+        progress(len(piece))
+    return found.hexdigest()
+
+
 def ahead(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
     """Return function(item) for each item in turn, a few of them begun before they are due."""
     pool, begun = ThreadPoolExecutor(2), deque[Future[Found]]()
@@ -69,7 +83,7 @@ def ahead(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[
 class Output:
     """A file that is hashed and counted while it is written."""
 
-    def __init__(self, path: Path, progress: Callable[[int], None]):
+    def __init__(self, path: Path, progress: Progress):
         self._file = _open(path, "w", direct=True)
         self._progress = progress
         self._hash = hashlib.sha256()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ckpt_convert_scripts.convert import names, parameters, pickles
+from ckpt_convert_scripts.convert.audit import stop
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.names import Naming
 from ckpt_convert_scripts.convert.parameters import Parameter
@@ -234,9 +235,7 @@ class Reader:
                     problems.append(
                         f"{where}: {place[1]} is {list(found[place].shape)}, not {list(shape)}"
                     )
-        if problems:
-            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise UsageError(f"the audit found: {'; '.join(sorted(problems)[:8])}{more}")
+        stop(sorted(problems))
 
     def read(self, parameter: Parameter) -> torch.Tensor:
         """Return the whole parameter."""

@@ -12,7 +12,7 @@ import torch
 
 from ckpt_convert_scripts.convert import audit, legacy, tables, torch_dist, work
 from ckpt_convert_scripts.convert.audit import Filled
-from ckpt_convert_scripts.convert.files import Output, ahead
+from ckpt_convert_scripts.convert.files import Output, ahead, digest
 from ckpt_convert_scripts.convert.hugging_face import Source
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.tables import Table
@@ -174,6 +174,6 @@ def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) 
         digests = {Path(name).name: record["sha256"] for name, record in records.items()}
         for path in folder.iterdir():
             if path.name not in digests and path.name != "integrity.json":
-                digests[path.name] = work.digest(path)
+                digests[path.name] = digest(path)
         torch_dist.integrity(folder, digests)
     (files / TRACKER).write_text("release", encoding="utf-8")

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckpt_convert_scripts.convert import files, hugging_face, legacy, names, parameters, pickles
+from ckpt_convert_scripts.convert.audit import stop
 from ckpt_convert_scripts.convert.files import Output
 from ckpt_convert_scripts.convert.job import Job
 from ckpt_convert_scripts.convert.names import Place
@@ -214,9 +215,7 @@ class Reader:
         problems += [
             f"{name} is missing" for name in sorted(files) if not (self._folder / name).is_file()
         ]
-        if problems:
-            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise UsageError(f"the audit found: {'; '.join(problems[:8])}{more}")
+        stop(problems)
 
     def read(self, parameter: Parameter) -> torch.Tensor:
         """Return the whole parameter."""

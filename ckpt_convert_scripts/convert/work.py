@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -30,15 +29,19 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ckpt_convert_scripts.convert.files import Output
+from ckpt_convert_scripts.convert.audit import stop
+from ckpt_convert_scripts.convert.files import Output, Progress, digest
 from launcher.errors import UsageError
 
 MANIFEST = "manifest.json"
+
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def run(
         done = sum(unit.size for unit in units) - sum(unit.size for unit in left)
         if done:
             print(f"going on: {_gigabytes(done)} were already written", file=sys.stderr)
-        _write_all(folder, left, workers)
+        _in_processes(partial(_write, folder), left, lambda unit: unit.size, workers)
         records = {unit.file: _record(folder, unit) for unit in units}
         with _disk_errors(folder):
             finish(files, records)
@@ -173,23 +176,31 @@ def _check_space(folder: Path, units: Sequence[Unit]) -> None:
         )
 
 
-def _write_all(folder: Path, units: Sequence[Unit], workers: int) -> None:
-    if not units:
-        return
+def _in_processes(
+    act: Callable[[Item, Progress], Found],
+    items: Sequence[Item],
+    bytes_of: Callable[[Item], int],
+    workers: int,
+) -> list[Found]:
+    """Return act(item, count) of each item, done by worker processes; `count` moves the bar."""
+    if not items:
+        return []
     context = multiprocessing.get_context("fork")
-    written = context.Value("q", 0)
-    bar = Progress(sum(unit.size for unit in units))
-    workers = max(1, min(workers, len(units)))
-    pool = ProcessPoolExecutor(workers, context, _begin, (folder, units, written, os.getpid()))
+    done = context.Value("q", 0)
+    bar = Bar(sum(map(bytes_of, items)))
+    workers = max(1, min(workers, len(items)))
+    pool = ProcessPoolExecutor(workers, context, _begin, (act, items, done, os.getpid()))
     try:
         # Large files first: the end then waits for a small one.
-        order = sorted(range(len(units)), key=lambda number: -units[number].size)
-        pending = {pool.submit(_do, number) for number in order}
+        order = sorted(range(len(items)), key=lambda number: -bytes_of(items[number]))
+        found = {number: pool.submit(_do, number) for number in order}
+        pending = set(found.values())
         while pending:
             finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            bar.show(written.value)
+            bar.show(done.value)
             for future in finished:
                 future.result()
+        return [found[number].result() for number in range(len(items))]
     except BrokenProcessPool:
         raise UsageError(
             "a worker process was killed (out of memory?); run again to go on"
@@ -200,32 +211,36 @@ def _write_all(folder: Path, units: Sequence[Unit], workers: int) -> None:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        bar.end(written.value)
+        bar.end(done.value)
 
 
 # Of a worker process; set once, when it begins.
 _state: dict[str, Any] = {}
 
 
-def _begin(folder: Path, units: Sequence[Unit], written: Any, parent: int) -> None:
+def _begin(act: Callable, items: Sequence, done: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker must not outlive the process that would take its files for unfinished.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
     torch.set_num_threads(1)
-    _state.update(folder=folder, units=units, written=written)
+    _state.update(act=act, items=items, done=done)
 
 
-def _do(number: int) -> None:
-    folder, unit, written = _state["folder"], _state["units"][number], _state["written"]
+def _do(number: int) -> Any:
+    return _state["act"](_state["items"][number], _count)
+
+
+def _count(size: int) -> None:
+    with _state["done"].get_lock():
+        _state["done"].value += size
+
+
+def _write(folder: Path, unit: Unit, progress: Progress) -> None:
+    """Write a file and what is to be known of it."""
     path = folder / "files" / unit.file
     part = folder / (unit.file.replace("/", "+") + ".part")
-
-    def progress(count: int) -> None:
-        with written.get_lock():
-            written.value += count
-
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         output = Output(part, progress)
@@ -284,44 +299,43 @@ def _write_manifest(files: Path, plan: Mapping[str, object], records: Mapping[st
     _write_text(files / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def digest(path: Path) -> str:
-    """Return a file's SHA-256."""
-    found = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while part := file.read(4 << 20):
-            found.update(part)
-    return found.hexdigest()
-
-
-def verify(target: Path) -> int:
+def verify(target: Path, workers: int) -> int:
     """Compare a target with its manifest; return how many files there are. Raises UsageError."""
     path = target / MANIFEST
     if not path.is_file():
         raise UsageError(f"{target} has no {MANIFEST}: it is no finished conversion")
-    listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path} is damaged: it lists no files") from None
     there = {
         str(file.relative_to(target))
         for file in target.rglob("*")
         if file.is_file() and file != path
     }
-    problems = [f"{name} is missing" for name in sorted(listed.keys() - there)]
-    problems += [f"{name} is not in the manifest" for name in sorted(there - listed.keys())]
-    bar, done = Progress(sum(entry["bytes"] for entry in listed.values())), 0
-    for name in sorted(listed.keys() & there):
-        size = (target / name).stat().st_size
-        if size != listed[name]["bytes"]:
-            problems.append(f"{name} has {size} bytes, not {listed[name]['bytes']}")
-        elif digest(target / name) != listed[name]["sha256"]:
-            problems.append(f"{name} has other content")
-        done += size
-        bar.show(done)
-    bar.end(done)
-    if problems:
-        raise UsageError(f"{target} differs from its manifest: {'; '.join(problems)}")
-    return len(listed)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - there)]
+    problems += [f"{name} is not in the manifest" for name in sorted(there - expected.keys())]
+    both = [(name, *expected[name]) for name in sorted(expected.keys() & there)]
+    found = _in_processes(partial(_difference, target), both, lambda one: one[1], workers)
+    problems += [difference for difference in found if difference]
+    stop(problems, f"{target} differs from its manifest in")
+    return len(expected)
 
 
-class Progress:
+def _difference(folder: Path, expected: tuple[str, int, str], progress: Progress) -> str:
+    """Say how a file differs from what was written down of it, if it does."""
+    name, size, sha256 = expected
+    try:
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, not {size}"
+        return "" if digest(folder / name, progress) == sha256 else f"{name} has other content"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+
+
+class Bar:
     """Bytes, rate and time left: one line that renews itself, or one every 30 s in a log."""
 
     def __init__(self, total: int):
@@ -354,7 +368,7 @@ class Progress:
             f"of {_gigabytes(self._total)}  {rate / 1e9:.2f} GB/s  {max(0, round(left))} s left"
         )
         print(
-            f"\r{text}  " if self._live else text,
+            f"\r{text}\033[K" if self._live else text,
             end="" if self._live else "\n",
             file=sys.stderr,
             flush=True,

@@ -236,7 +236,7 @@ def test_disk_full_half_way(attempt: Attempt) -> None:
         TARGET_CKPT_PATH=attempt.target,
     )
     assert convert(family, environ) == 0
-    assert work.verify(attempt.target)
+    assert work.verify(attempt.target, workers=2)
 
 
 def test_another_conversion_begun_there(attempt: Attempt) -> None:

@@ -60,8 +60,8 @@ def test_there_and_back(name: str, form: str, sizes: dict, words: tuple, tmp_pat
     assert (back / "tokenizer.json").is_file()
     assert "quantization_config" not in json.loads((back / "config.json").read_text())
     assert not list(tmp_path.glob("*.incomplete"))
-    assert work.verify(checkpoint)
-    assert work.verify(back)
+    assert work.verify(checkpoint, workers=2)
+    assert work.verify(back, workers=2)
 
 
 def test_legacy_ranks_hold_their_parts(tmp_path: Path) -> None:
@@ -121,3 +121,12 @@ def test_changed_bytes_are_found(tmp_path: Path, capsys: pytest.CaptureFixture) 
     problems = capsys.readouterr().err
     assert "release/__0_0.distcp has other content" in problems
     assert "release/common.pt is missing" in problems
+    path.write_bytes(data[:-1])
+    (target / "release" / "more").touch()
+    assert main(["--verify", str(target)], {}) == 1
+    problems = capsys.readouterr().err
+    assert f"__0_0.distcp has {len(data) - 1} bytes, not {len(data)}" in problems
+    assert "release/more is not in the manifest" in problems
+    (target / "manifest.json").write_text("{")
+    assert main(["--verify", str(target)], {}) == 1
+    assert "manifest.json is damaged: it lists no files" in capsys.readouterr().err
