@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from launcher import job, layers, settings, submit, sweep
 from launcher.arguments import argv
 from launcher.errors import UsageError, did_you_mean
+from launcher.plan import flags
 from launcher.settings import LAYER_ORIGINS
 from launcher.summary import explain, report
 
@@ -54,12 +55,19 @@ def _arguments(words: Sequence[str]) -> int:
 
 
 def _argv(words: Sequence[str]) -> int:
-    """Print the job for other programs: a JSON object of argv, world_size and release."""
+    """Print the job for other programs: a JSON object of argv, world_size and release.
+
+    Raises UsageError where the release's parser would refuse an argument.
+    """
     described = job.build(_read("argv", words), words, os.environ)
+    release = described.settings.MCORE_RELEASE_VERSION
+    for finding in flags.check(described.arguments, release):
+        if finding.severity == "error":
+            raise UsageError(finding.message)
     found = {
         "argv": argv(described.arguments),
         "world_size": described.world_size,
-        "release": described.settings.MCORE_RELEASE_VERSION,
+        "release": release,
     }
     print(json.dumps(found))
     return 0
@@ -67,10 +75,10 @@ def _argv(words: Sequence[str]) -> int:
 
 def _plan(words: Sequence[str]) -> int:
     """Print what the job is and whether it can work (status 1: no); --all: every stage."""
-    flags = [word for word in words if word != "--all"]
-    described = job.build(_read("plan", words), flags, os.environ)
+    given = [word for word in words if word != "--all"]
+    described = job.build(_read("plan", words), given, os.environ)
     opinion = submit.opinion(described)
-    print(report(described, opinion, everything=len(flags) < len(words)))
+    print(report(described, opinion, everything=len(given) < len(words)))
     refused = opinion is not None and not opinion.agrees
     return 1 if described.objections or refused else 0
 
