@@ -31,6 +31,16 @@ EXTENDS: {root}/model_configs/benchmarking/Qwen3-30B-A3B.yaml
 MODEL_ARGS: {{--num-layers: {layers}, --num-experts: 64, --moe-ffn-hidden-size: 1024}}
 """
 
+CONFIG = {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "torch_dtype": "bfloat16",
+    "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "head_dim": 128,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 40960,
+    "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024,
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
+    "attention_bias": False, "attention_dropout": 0.0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -42,12 +52,13 @@ class Measured:
     written: int  # bytes
 
 
-def publish(folder: Path, layers: int) -> Path:
-    """Write the model as Hugging Face would, in files of 2 GB; return its YAML."""
+def publish(folder: Path, size: float) -> Path:
+    """Write a model of `size` GB as Hugging Face would, in files of 2 GB; return its YAML."""
     import torch
 
     from ckpt_convert_scripts.convert import audit, hugging_face, job, tables
 
+    layers = max(2, round(size * 1e9 / LAYER) // 2 * 2)
     model = folder / "synthetic.yaml"
     model.write_text(MODEL.format(root=ROOT, layers=layers))
     described = job.from_launcher([], environment(model))
@@ -79,8 +90,7 @@ def publish(folder: Path, layers: int) -> Path:
                     left -= len(part)
         index.update(dict.fromkeys(names, file))
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    config = {"model_type": "qwen3_moe", "vocab_size": 151936, "num_hidden_layers": layers}
-    (source / "config.json").write_text(json.dumps(config))
+    (source / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
     return model
 
 
@@ -90,7 +100,9 @@ def environment(model: Path, **variables: object) -> dict[str, str]:
     return {**os.environ, "MODEL": str(model), "VPP": "1", "TP": "1", "PP": "2", "EP": "2", **given}
 
 
-def measure(command: list[str], source: Path, target: Path, environ: dict[str, str]) -> Measured:
+def measure(
+    name: str, command: list[str], source: Path, target: Path, environ: dict[str, str]
+) -> Measured:
     """Run a command that makes `target` of a source that is not in the page cache."""
     for path in source.rglob("*"):
         if path.is_file():
@@ -117,6 +129,7 @@ def measure(command: list[str], source: Path, target: Path, environ: dict[str, s
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode:
         sys.exit(f"{command} failed: {errors}")
+    print(f"{name}: {seconds:.1f} s", file=sys.stderr)
     written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return Measured(seconds, cpu, highest[0] / 1e9, written)
 
@@ -142,29 +155,28 @@ def main() -> None:
     if folder.exists():
         sys.exit(f"error: {folder} exists; name a folder that this may make and remove")
     folder.mkdir(parents=True)
-    model = publish(folder, max(2, round(size * 1e9 / LAYER) // 2 * 2))
+    model = publish(folder, size)
     source, target, back = folder / "source", folder / "target", folder / "back"
     total = sum(path.stat().st_size for path in source.iterdir())
     runs: dict[str, list[Measured]] = {}
 
-    def copied(name: str, command: str) -> None:
-        words = ["bash", "-c", command, str(source), str(target)]
-        runs.setdefault(name, []).append(measure(words, source, target, dict(os.environ)))
+    def copied(name: str, words: list[str]) -> None:
+        runs.setdefault(name, []).append(measure(name, words, source, target, dict(os.environ)))
 
     def converted(name: str, start: Path, end: Path, **variables: object) -> None:
         words = [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"]
         environ = environment(model, SOURCE_CKPT_PATH=start, TARGET_CKPT_PATH=end, **variables)
-        runs.setdefault(name, []).append(measure(words, start, end, environ))
+        runs.setdefault(name, []).append(measure(name, words, start, end, environ))
 
     for _ in range(2):  # in turns: the disk is not equally fast all the time
-        copied(CP, 'cp -r "$0" "$1" && sync "$1"/*')
+        copied(CP, copy(source, target))
         shutil.rmtree(target)
-        copied("dd, past the page cache", DD)
+        copied("dd, past the page cache", ["bash", "-c", DD, str(source), str(target)])
         shutil.rmtree(target)
         for workers in (2, 1):
             for form in ("legacy", "torch_dist"):
                 shutil.rmtree(target, ignore_errors=True)
-                name = f"{form}, {workers} workers"
+                name = f"{form}, {workers} worker{'s' * (workers > 1)}"
                 converted(name, source, target, FORMAT=form, WORKERS=workers)
         converted("torch_dist back, 2 workers", target, back, LIKE_PATH=source, WORKERS=2)
         shutil.rmtree(target)
@@ -172,12 +184,22 @@ def main() -> None:
     best = {name: min(found, key=lambda run: run.seconds) for name, found in runs.items()}
     print(f"{total / 1e9:.1f} GB, {os.cpu_count()} CPUs; the better of two runs each")
     for name, run in best.items():
-        print(
-            f"{name:28} {run.seconds:6.1f} s  {run.written / 1e9:5.1f} GB written  "
-            f"{run.cpu:6.1f} s CPU  {run.gigabytes:5.2f} GB memory  "
-            f"{best[CP].seconds / run.seconds:5.2f} of cp"
-        )
+        print(row(name, run, best[CP]))
     shutil.rmtree(folder)
+
+
+def copy(source: Path, target: Path) -> list[str]:
+    """Return the command that everything is held against."""
+    return ["bash", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(source), str(target)]
+
+
+def row(name: str, run: Measured, base: Measured) -> str:
+    """Return a line of the table."""
+    return (
+        f"{name:28} {run.seconds:6.1f} s  {run.written / 1e9:5.1f} GB written  "
+        f"{run.cpu:6.1f} s CPU  {run.gigabytes:5.2f} GB memory  "
+        f"{base.seconds / run.seconds:5.2f} of cp"
+    )
 
 
 CP = "cp, sync"

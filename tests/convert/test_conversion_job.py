@@ -28,7 +28,7 @@ def test_the_launchers_refusals_are_passed_on() -> None:
         job.from_launcher([], environment(Path("DeepSeek-V9"), FAMILIES["deepseek-v3"]))
     environ = environment(Path("DeepSeek-V3"), FAMILIES["deepseek-v3"])
     slip = ["--expert-tensor-paralel-size", "1"]
-    with pytest.raises(UsageError, match="no argument of .* mean --expert-tensor-parallel-size"):
+    with pytest.raises(UsageError, match=r"no argument of .* mean --expert-tensor-parallel-size"):
         job.from_launcher(slip, environ)
 
 
