@@ -88,7 +88,7 @@ def run(
         records = {unit.file: _record(folder, unit) for unit in units}
         with _disk_errors(folder):
             finish(files, records)
-            _write_manifest(files, plan, records)
+            _write_manifest(folder, plan, records)
             # The records and the plan go with the folder's name; the lock is released after.
             if target.exists():
                 target.rmdir()
@@ -100,7 +100,7 @@ def run(
 def _finished(target: Path, folder: Path, plan: Mapping[str, object]) -> bool:
     """Say whether a conversion ended between the renaming and the removal of its folder."""
     manifest = target / MANIFEST
-    if not (folder / "plan.json").exists() or (folder / "files").exists() or not manifest.exists():
+    if not folder.exists() or (folder / "files").exists() or not manifest.exists():
         return False
     made = json.loads(manifest.read_text(encoding="utf-8"))["made"]
     return made == json.loads(json.dumps(plan))
@@ -284,9 +284,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_manifest(files: Path, plan: Mapping[str, object], records: Mapping[str, dict]) -> None:
+def _write_manifest(folder: Path, plan: Mapping[str, object], records: Mapping[str, dict]) -> None:
     """Write every file's size and SHA-256; those without a record are small and hashed here."""
-    listed = {}
+    listed, files = {}, folder / "files"
     for path in sorted(files.rglob("*")):
         name = str(path.relative_to(files))
         if path.is_file() and name != MANIFEST:
@@ -296,7 +296,9 @@ def _write_manifest(files: Path, plan: Mapping[str, object], records: Mapping[st
                 "sha256": record["sha256"] if record else digest(path),
             }
     manifest = {"made": plan, "files": listed}
-    _write_text(files / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    # Written outside and moved: what an interruption leaves of it must not be listed as a file.
+    _write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    os.rename(folder / MANIFEST, files / MANIFEST)
 
 
 def verify(target: Path, workers: int) -> int:

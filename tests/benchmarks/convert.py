@@ -149,12 +149,17 @@ def memory(session: int) -> int:
     return total
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    size = float(sys.argv[2]) if len(sys.argv) > 2 else 10
+def begin(words: list[str], size: float) -> tuple[Path, float]:
+    """Return the folder of the command line, newly made, and the gigabytes, `size` if not there."""
+    folder = Path(words[0]).resolve()
     if folder.exists():
         sys.exit(f"error: {folder} exists; name a folder that this may make and remove")
     folder.mkdir(parents=True)
+    return folder, float(words[1]) if words[1:] else size
+
+
+def main() -> None:
+    folder, size = begin(sys.argv[1:], 10)
     model = publish(folder, size)
     source, target, back = folder / "source", folder / "target", folder / "back"
     total = sum(path.stat().st_size for path in source.iterdir())

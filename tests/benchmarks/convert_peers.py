@@ -18,13 +18,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convert import CP, ROOT, Measured, copy, environment, measure, publish, row
+from convert import CP, ROOT, Measured, begin, copy, environment, measure, publish, row
 
 OURS = "torch_dist, 2 workers"
-UV = ROOT / ".venv" / "uv" / "bin" / "uv"
+UV = shutil.which("uv") or ROOT / ".venv/uv/bin/uv"
 # A peer's packages, and those among what they ask for that are in .venv or not needed on a CPU.
 PEERS = {
-    "mbridge": (("mbridge==0.15.1", "megatron-core==0.15.3", "transformers==4.57.6", "einops==0.8.2"), ("torch",)),
+    "mbridge": (
+        ("mbridge==0.15.1", "megatron-core==0.15.3", "transformers==4.57.6", "einops==0.8.2"),
+        ("torch",),
+    ),
     "Megatron-Bridge": (
         (
             "megatron-bridge==0.6.2", "megatron-energon==7.4.1", "nvidia-modelopt==0.47.0",
@@ -142,11 +145,7 @@ def compare(one: Path, other: Path) -> int:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    size = float(sys.argv[2]) if len(sys.argv) > 2 else 2
-    if folder.exists():
-        sys.exit(f"error: {folder} exists; name a folder that this may make and remove")
-    folder.mkdir(parents=True)
+    folder, size = begin(sys.argv[1:], 2)
     pythons = {name: install(folder, name) for name in PEERS}
     model = publish(folder, size)
     source, target, reference = folder / "source", folder / "target", folder / "reference"

@@ -52,6 +52,60 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "published"
 
 
+class Ended(BaseException):
+    """The end of the process, at a call."""
+
+
+def test_ended_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main process ends before or after each change it makes to the folders, in turn."""
+    parent, calls, last = os.getpid(), 0, 0
+
+    def interrupted(function):
+        def call(*args, **kwargs):
+            nonlocal calls
+            ours = isinstance(args[0], int) or str(args[0]).startswith(str(tmp_path))
+            if os.getpid() != parent or not (ours or "dir_fd" in kwargs):
+                return function(*args, **kwargs)
+            calls += 1
+            if calls == last:
+                raise Ended
+            result = function(*args, **kwargs)
+            calls += 1
+            if calls == last:
+                raise Ended
+            return result
+
+        return call
+
+    def environ(target: Path) -> dict[str, str]:
+        published = tmp_path / "published"
+        return environment(
+            model, FAMILIES["qwen3"], SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=target
+        )
+
+    model = publish(tmp_path / "published", FAMILIES["qwen3"])
+    for module, name in [
+        (os, "rename"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (Path, "mkdir"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
+    assert convert(FAMILIES["qwen3"], environ(tmp_path / "whole")) == 0
+    steps, expected = calls, digests(tmp_path / "whole")
+    assert steps > 20
+    for number in range(1, steps + 1):
+        target = tmp_path / f"ended{number}"
+        calls, last = 0, number
+        with pytest.raises(Ended):
+            convert(FAMILIES["qwen3"], environ(target))
+        last = 0
+        if target.exists() and not work.incomplete(target).exists():
+            assert digests(target) == expected, number
+            continue
+        assert convert(FAMILIES["qwen3"], environ(target)) == 0, number
+        assert digests(target) == expected, number
+        assert not work.incomplete(target).exists(), number
+        assert work.verify(target, workers=1) == len(expected) - 1
+
+
 @pytest.mark.parametrize("form", ["torch_dist", "legacy"])
 def test_killed_and_run_again(form: str, published: Path, tmp_path: Path) -> None:
     model = tmp_path / "tiny-Qwen3-30B-A3B.yaml"
