@@ -7,4 +7,4 @@ WORKSPACE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 # Needs torch and nothing of Megatron: any Python that has it will do, a container's for instance.
 python=$WORKSPACE/.venv/training/bin/python
 if [[ ! -x $python ]]; then python=python3; fi
-PYTHONPATH=$WORKSPACE${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m ckpt_convert_scripts.convert "$@"
+PYTHONPATH=$WORKSPACE${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m launcher.convert "$@"

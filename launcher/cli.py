@@ -8,12 +8,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launcher import job, layers, settings, submit, sweep
-from launcher.arguments import argv
+from launcher.config import bash_layers, settings
+from launcher.config.arguments import argv
+from launcher.config.settings import LAYER_ORIGINS
 from launcher.errors import UsageError, did_you_mean
+from launcher.job import build
+from launcher.job.summary import explain, report
 from launcher.plan import flags
-from launcher.settings import LAYER_ORIGINS
-from launcher.summary import explain, report
+from launcher.run import start
+from launcher.sweep import sweep
 
 
 def main(words: Sequence[str]) -> int:
@@ -49,7 +52,7 @@ def _settings(_words: Sequence[str]) -> int:
 
 def _arguments(words: Sequence[str]) -> int:
     """Print the job's Megatron arguments, resolved, one a line, with the place that set each."""
-    described = job.build(_read("arguments", words), words, os.environ)
+    described = build.build(_read("arguments", words), words, os.environ)
     print(explain(described))
     return 0
 
@@ -59,7 +62,7 @@ def _argv(words: Sequence[str]) -> int:
 
     Raises UsageError where the release's parser would refuse an argument.
     """
-    described = job.build(_read("argv", words), words, os.environ)
+    described = build.build(_read("argv", words), words, os.environ)
     release = described.settings.MCORE_RELEASE_VERSION
     for finding in flags.check(described.arguments, release):
         if finding.severity == "error":
@@ -76,8 +79,8 @@ def _argv(words: Sequence[str]) -> int:
 def _plan(words: Sequence[str]) -> int:
     """Print what the job is and whether it can work (status 1: no); --all: every stage."""
     given = [word for word in words if word != "--all"]
-    described = job.build(_read("plan", words), given, os.environ)
-    opinion = submit.opinion(described)
+    described = build.build(_read("plan", words), given, os.environ)
+    opinion = start.opinion(described)
     print(report(described, opinion, everything=len(given) < len(words)))
     refused = opinion is not None and not opinion.agrees
     return 1 if described.objections or refused else 0
@@ -87,11 +90,11 @@ def _submit(words: Sequence[str]) -> int:
     """Submit the job, or preview it with DRY_RUN=1."""
     read = _read("submit", words)
     if not read.DRY_RUN:
-        return submit.submit(read, words, os.environ)
-    described = job.build(read, words, os.environ)
-    script = job.render(described)
-    job.check_secrets(script, os.environ)
-    submit.tell(described, submit.opinion(described))
+        return start.submit(read, words, os.environ)
+    described = build.build(read, words, os.environ)
+    script = build.render(described)
+    build.check_secrets(script, os.environ)
+    start.tell(described, start.opinion(described))
     print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
     print(
         "=== Full Training Command ===",
@@ -122,5 +125,5 @@ def _read(command: str, words: Sequence[str]) -> settings.Settings:
     """Return the settings; where the layers have not been sourced yet, start over through them."""
     if LAYER_ORIGINS not in os.environ:
         os.environ["LAUNCHER_COMMAND"] = command
-        os.execvp("bash", ["bash", str(layers.ENTRY), *words])
-    return layers.read(os.environ)
+        os.execvp("bash", ["bash", str(bash_layers.ENTRY), *words])
+    return bash_layers.read(os.environ)

@@ -15,6 +15,6 @@ bash launcher/setup.sh test
 if [[ ${1:-} == --fast ]]; then
   set -- -m "not slow" --numprocesses auto "${@:2}"
 else
-  bash tests/slurm/packages.sh
+  bash tests/support/slurm_packages.sh
 fi
 exec .venv/training/bin/python -m pytest "$@"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import ROOT, STAMP, launch, preview
 
-from launcher import model
+from launcher.config import model_file
+from tests.support.launching import ROOT, STAMP, launch, preview
 
-MODELS = model.names(ROOT)
+MODELS = model_file.names(ROOT)
 NASTY = "a  b'c\"d $HOME `touch pwned` $(touch pwned) ;touch pwned; *|(x) \\ \n# new line"
 
 

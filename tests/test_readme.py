@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from launching import ROOT
 
-from launcher import model, settings
+from launcher.config import model_file, settings
+from tests.support.launching import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -17,7 +17,7 @@ def test_table_of_variables():
 
 
 def test_models_are_named():
-    for name in model.names(ROOT):
+    for name in model_file.names(ROOT):
         assert name in README, name
 
 

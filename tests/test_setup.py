@@ -11,7 +11,8 @@ import venv
 from pathlib import Path
 
 import pytest
-from launching import ROOT, launch
+
+from tests.support.launching import ROOT, launch
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ It is null in a refusal when this judge failed, not the job.
 
 A job's own arguments are parsed, validated, made a configuration and grouped at its world size, as
 if the containers' Transformer Engine were there. Only then, to build the model on the meta device,
-is replaced what cannot be had here (launcher/replacements.py, `NOT_BUILT`, `BUILT_WITH`).
+is replaced what cannot be had here (launcher/megatron/replacements.py, `NOT_BUILT`, `BUILT_WITH`).
 """
 
 from __future__ import annotations
@@ -406,7 +406,7 @@ def _check(job: Job) -> dict[str, int]:
 
 def replace(argv: Iterable[str]) -> list[str]:
     """The words of Megatron's command line that the model is built with."""
-    from launcher.replacements import ON_THE_CPU, WITHOUT_TRANSFORMER_ENGINE
+    from launcher.megatron.replacements import ON_THE_CPU, WITHOUT_TRANSFORMER_ENGINE
 
     without = (*WITHOUT_TRANSFORMER_ENGINE, *ON_THE_CPU)
     removed = {*NOT_BUILT, *BUILT_WITH, *(flag for one in without for flag in one.flags)}

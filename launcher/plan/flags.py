@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.arguments import Argument, Arguments
+from launcher.config.arguments import Argument, Arguments
+from launcher.config.layout import expression
+from launcher.config.releases import RENAMES, SUPPORTED, Rename, index
 from launcher.errors import did_you_mean
-from launcher.layout import expression
 from launcher.plan import Finding
-from launcher.releases import RENAMES, SUPPORTED, Rename, index
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.arguments import Arguments, value
-from launcher.layout import layer_pattern
+from launcher.config.arguments import Arguments, value
+from launcher.config.layout import layer_pattern
 
 
 @dataclass(frozen=True)

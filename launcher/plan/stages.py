@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from launcher.layout import expand
+from launcher.config.layout import expand
 from launcher.plan.shape import Model, Shape
 
 

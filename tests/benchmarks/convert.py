@@ -56,7 +56,7 @@ def publish(folder: Path, size: float) -> Path:
     """Write a model of `size` GB as Hugging Face would, in files of 2 GB; return its YAML."""
     import torch
 
-    from ckpt_convert_scripts.convert import audit, hugging_face, job, tables
+    from launcher.convert import audit, hugging_face, job, tables
 
     layers = max(2, round(size * 1e9 / LAYER) // 2 * 2)
     model = folder / "synthetic.yaml"
@@ -169,7 +169,7 @@ def main() -> None:
         runs.setdefault(name, []).append(measure(name, words, source, target, dict(os.environ)))
 
     def converted(name: str, start: Path, end: Path, **variables: object) -> None:
-        words = [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"]
+        words = [sys.executable, "-m", "launcher.convert", "qwen3-moe"]
         environ = environment(model, SOURCE_CKPT_PATH=start, TARGET_CKPT_PATH=end, **variables)
         runs.setdefault(name, []).append(measure(name, words, start, end, environ))
 

@@ -18,7 +18,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convert import CP, ROOT, Measured, begin, copy, environment, measure, publish, row
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.convert import (
+    CP,
+    ROOT,
+    Measured,
+    begin,
+    copy,
+    environment,
+    measure,
+    publish,
+    row,
+)
 
 OURS = "torch_dist, 2 workers"
 UV = shutil.which("uv") or ROOT / ".venv/uv/bin/uv"
@@ -156,7 +168,7 @@ def main() -> None:
     commands = {
         CP: (copy(source, target), theirs),
         OURS: (
-            [sys.executable, "-m", "ckpt_convert_scripts.convert", "qwen3-moe"], ours,
+            [sys.executable, "-m", "launcher.convert", "qwen3-moe"], ours,
         ),
         **{
             name: ([str(python), __file__, "--peer", name, str(source), str(target)], theirs)

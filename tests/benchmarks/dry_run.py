@@ -22,9 +22,10 @@ ENVIRONMENT = {**os.environ, "MODEL": "DeepSeek-V3", "DRY_RUN": "1", "TIMESTAMP"
 
 UNPLANNED = """
 import sys
-from launcher import cli, job
+from launcher import cli
+from launcher.job import build
 from launcher.plan.sheet import Plan
-job.plan = lambda *_: Plan(None, (), ())
+build.plan = lambda *_: Plan(None, (), ())
 sys.exit(cli.main(["submit"]))
 """
 PLANNED = """
@@ -44,20 +45,21 @@ def seconds(command: list[str]) -> float:
 
 def in_process(times: int) -> float:
     """Return the seconds that `times` jobs take to build and render in one process."""
-    from launcher import job, settings
+    from launcher.config import settings
+    from launcher.job import build
 
     environ = layered()
     start = time.perf_counter()
     for _ in range(times):
-        job.render(job.build(settings.read(environ), [], environ))
+        build.render(build.build(settings.read(environ), [], environ))
     return time.perf_counter() - start
 
 
 def layered() -> dict[str, str]:
     """Return the environment that the layers leave to the launcher."""
-    from launcher import layers
+    from launcher.config import bash_layers
 
-    return layers.source(layers.ENTRY, [], ENVIRONMENT)[0]
+    return bash_layers.source(bash_layers.ENTRY, [], ENVIRONMENT)[0]
 
 
 def main() -> None:

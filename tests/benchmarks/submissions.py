@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
+sys.path.insert(0, str(ROOT))
 
-from cluster import Cluster, missing  # noqa: E402
-from test_submission import run_dirs, submit  # noqa: E402
+from tests.slurm.test_submission import run_dirs, submit  # noqa: E402
+from tests.support.cluster import Cluster, missing  # noqa: E402
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,23 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launching import launch
+
+from tests.support.launching import launch
+from tests.tools import golden
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-
-
-def _load_regenerate():
-    path = GOLDEN / "regenerate.py"
-    spec = importlib.util.spec_from_file_location("golden_regenerate", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-regenerate = _load_regenerate()
-RECIPES = regenerate.RECIPES
+RECIPES = golden.RECIPES
 SCRIPTS = sorted({recipe.script for recipe in RECIPES.values()})
 STATED = (
     *("NNODES", "TP", "PP", "VPP", "EP", "CP", "MBS", "GBS", "SEQ_LEN"),
@@ -42,8 +31,8 @@ def rendered():
 
     def render(recipe):
         try:
-            return regenerate.render(recipe)
-        except regenerate.RenderError as error:
+            return golden.render(recipe)
+        except golden.RenderError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -64,9 +53,9 @@ def argument(script: str, flag: str) -> str | None:
 def test_dry_run_equals_golden_file(rendered, recipe):
     script = rendered[recipe]
     assert isinstance(script, str), script
-    golden = GOLDEN / f"{recipe}.sh"
-    wanted = golden.read_text(encoding="utf-8") if golden.is_file() else ""
-    assert script == wanted, "if the change is meant: python tests/golden/regenerate.py"
+    kept = GOLDEN / f"{recipe}.sh"
+    wanted = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    assert script == wanted, "if the change is meant: python tests/tools/golden.py"
 
 
 def test_every_golden_file_belongs_to_a_recipe():
@@ -121,7 +110,7 @@ def test_scripts_are_executable():
 
 
 def test_flags_given_to_a_script_win():
-    script = regenerate.render(
+    script = golden.render(
         RECIPES["qwen3-235b-h100-4k"],
         flags=[
             "--recompute-modules",
@@ -138,7 +127,7 @@ def test_flags_given_to_a_script_win():
 
 
 def test_environment_wins_over_a_script():
-    script = regenerate.render(
+    script = golden.render(
         RECIPES["dsv3-h100-64k"],
         {"TP": "8", "NNODES": "64", "PR": "bf16", "RUN_NAME": "mine", "SEQ_LEN": "65536"},
     )
@@ -149,14 +138,14 @@ def test_environment_wins_over_a_script():
 
 
 def test_data_given_in_the_environment_replaces_mock_data():
-    script = regenerate.render(RECIPES["kimi-k2-gb200-128k"], {"DATA_PATH": "/data/text_document"})
+    script = golden.render(RECIPES["kimi-k2-gb200-128k"], {"DATA_PATH": "/data/text_document"})
     assert argument(script, "--data-path") == "/data/text_document"
     assert argument(script, "--mock-data") is None
 
 
 def test_another_working_directory_changes_nothing(rendered, tmp_path):
     name = "mixtral-8x22b-h100"
-    assert regenerate.render(RECIPES[name], folder=tmp_path) == rendered[name]
+    assert golden.render(RECIPES[name], folder=tmp_path) == rendered[name]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +158,7 @@ def test_another_working_directory_changes_nothing(rendered, tmp_path):
     ],
 )
 def test_a_wrong_parameter_is_one_line_that_lists_the_allowed_values(recipe, name, value, allowed):
-    done = regenerate.start(RECIPES[recipe].script, {name: value})
+    done = golden.start(RECIPES[recipe].script, {name: value})
     assert done.returncode != 0
     assert done.stdout == ""
     assert done.stderr == f"error: {name}='{value}' is not allowed: {allowed}\n"
@@ -178,20 +167,20 @@ def test_a_wrong_parameter_is_one_line_that_lists_the_allowed_values(recipe, nam
 def test_dev_only_flags_need_the_dev_branch():
     for name in ("dsv3-gb200-4k", "kimi-k2-gb200-128k"):
         for release, there in (("0.19", False), ("dev", True)):
-            script = regenerate.render(RECIPES[name], {"MCORE_RELEASE_VERSION": release})
+            script = golden.render(RECIPES[name], {"MCORE_RELEASE_VERSION": release})
             assert (argument(script, "--offload-optimizer-states") is not None) == there
 
 
 def test_every_script_previews_a_smoke_run_on_this_machine(tmp_path):
     smoke = {"CLUSTER": "local", "SMOKE": "1", "OUTPUT_PATH": str(tmp_path)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = dict(zip(SCRIPTS, pool.map(lambda script: regenerate.start(script, smoke), SCRIPTS)))
+        done = dict(zip(SCRIPTS, pool.map(lambda script: golden.start(script, smoke), SCRIPTS)))
     assert {script: each.stderr for script, each in done.items() if each.returncode} == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_older_releases_get_their_own_flag_names():
-    script = regenerate.render(RECIPES["dsv3-gb300-4k"], {"MCORE_RELEASE_VERSION": "0.17"})
+    script = golden.render(RECIPES["dsv3-gb300-4k"], {"MCORE_RELEASE_VERSION": "0.17"})
     assert argument(script, "--cuda-graph-scope") == "attn moe_router moe_preprocess"
     assert argument(script, "--cuda-graph-modules") is None
 

@@ -11,10 +11,11 @@ pytest.importorskip("transformers", reason="the training extra is not installed"
 pytest.importorskip("megatron.training", reason="the training extra is not installed")
 
 import torch
-from conversion import convert, convert_back
-from launching import launch
 from safetensors.torch import load_file
-from tiny_models import MODELS, Made, make, save, write_yaml, yaml_name
+
+from tests.support.conversion import convert, convert_back
+from tests.support.launching import launch
+from tests.support.tiny_models import MODELS, Made, make, save, write_yaml, yaml_name
 
 pytestmark = pytest.mark.slow
 MTP = ("--mtp-num-layers", "1")

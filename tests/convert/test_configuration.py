@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 
-from ckpt_convert_scripts.convert import configuration, job
-from ckpt_convert_scripts.convert.tables import TABLES
+from launcher.convert import configuration, job
+from launcher.convert.tables import TABLES
 from launcher.errors import UsageError
 
 YARN = {"type": "yarn", "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}

@@ -11,10 +11,11 @@ pytest.importorskip("transformers", reason="the training extra is not installed"
 pytest.importorskip("megatron.training", reason="the training extra is not installed")
 
 import torch
-from conversion import convert
-from launching import launch
-from loss_data import losses, text, write
-from tiny_models import make, save, write_yaml
+
+from tests.support.conversion import convert
+from tests.support.launching import launch
+from tests.support.loss_data import losses, text, write
+from tests.support.tiny_models import make, save, write_yaml
 
 pytestmark = pytest.mark.slow
 MTP = ("--mtp-num-layers", "1", "--mtp-loss-scaling-factor", "0.1")

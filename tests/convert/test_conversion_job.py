@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import preview
-from synthetic import FAMILIES, environment
 
-from ckpt_convert_scripts.convert import job, legacy
-from launcher.arguments import argv
+from launcher.config.arguments import argv
+from launcher.convert import job, legacy
 from launcher.errors import UsageError
+from tests.support.launching import preview
+from tests.support.synthetic import FAMILIES, environment
 
 
 def test_arguments_are_the_launchers() -> None:

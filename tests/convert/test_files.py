@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_convert_scripts.convert import files
-from ckpt_convert_scripts.convert.files import Output
+from launcher.convert import files
+from launcher.convert.files import Output
 from launcher.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from synthetic import FAMILIES, environment
 
-from ckpt_convert_scripts.convert import audit, job, legacy, parameters, tables, to_megatron
-from ckpt_convert_scripts.convert import torch_dist as dist
-from ckpt_convert_scripts.convert.hugging_face import SCALE, Source, Tensor
+from launcher.convert import audit, job, legacy, parameters, tables, to_megatron
+from launcher.convert import torch_dist as dist
+from launcher.convert.hugging_face import SCALE, Source, Tensor
 from launcher.plan.parameters import stages as count_stages
+from tests.support.synthetic import FAMILIES, environment
 
 PUBLISHED = Path(__file__).parents[1] / "megatron" / "published"
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}

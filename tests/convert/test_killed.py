@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import FAMILIES, convert, environment, publish
 
-from ckpt_convert_scripts.convert import torch_dist, work
+from launcher.convert import torch_dist, work
+from tests.support.synthetic import FAMILIES, convert, environment, publish
 
 pytestmark = [
     pytest.mark.slow,

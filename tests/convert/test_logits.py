@@ -12,9 +12,10 @@ pytest.importorskip("transformers", reason="the training extra is not installed"
 pytest.importorskip("megatron.training", reason="the training extra is not installed")
 
 import torch
-from conversion import convert
-from megatron_runs import Case, megatron_logits
-from tiny_models import (
+
+from tests.support.conversion import convert
+from tests.support.megatron_runs import Case, megatron_logits
+from tests.support.tiny_models import (
     MODELS,
     VOCABULARY,
     Made,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import FAMILIES, convert, environment, publish, tensors, write_shard
 
-from ckpt_convert_scripts.convert import hugging_face, work
+from launcher.convert import hugging_face, work
+from tests.support.synthetic import FAMILIES, convert, environment, publish, tensors, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 

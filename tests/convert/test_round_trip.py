@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import FAMILIES, convert, environment, equal, publish, tensors
 
-from ckpt_convert_scripts.convert import work
+from launcher.convert import work
+from tests.support.synthetic import FAMILIES, convert, environment, equal, publish, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
@@ -114,7 +114,7 @@ def test_changed_bytes_are_found(tmp_path: Path, capsys: pytest.CaptureFixture) 
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     (target / "release" / "common.pt").unlink()
-    from ckpt_convert_scripts.convert.__main__ import main
+    from launcher.convert.__main__ import main
 
     capsys.readouterr()
     assert main(["--verify", str(target)], {}) == 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ckpt_convert_scripts.convert.hugging_face import dequantize
-from ckpt_convert_scripts.convert.transforms import DeltaNetInput, QueryKeyValue, ZeroCentred
+from launcher.convert.hugging_face import dequantize
+from launcher.convert.transforms import DeltaNetInput, QueryKeyValue, ZeroCentred
 
 
 def test_queries_keys_and_values_by_group() -> None:

@@ -6,7 +6,7 @@ from typing import Callable
 
 import pytest
 
-from launcher.arguments import parse
+from launcher.config.arguments import parse
 from launcher.plan.rules import Case, check
 
 pytest.importorskip("torch", reason="the training extra is not installed")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import preview
+
+from tests.support.launching import preview
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 pytest.importorskip("megatron.training", reason="the training extra is not installed")

@@ -1,6 +1,6 @@
 """The plan's activations against what the layers of real Megatron models save for backward.
 
-tests/megatron/count_saved.py builds the layers at their real size and counts. Transformer Engine
+tests/tools/count_saved.py builds the layers at their real size and counts. Transformer Engine
 is not there: where its fused kernels save something else than Megatron's local modules, either the
 counter has a stand-in or `fused` corrects what it found, tensor by tensor.
 """
@@ -15,11 +15,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from test_parameters import ROOT, words
 
-from launcher.arguments import Arguments, argv, merge, parse
+from launcher.config.arguments import Arguments, argv, merge, parse
 from launcher.plan import memory, stages
 from launcher.plan.shape import Shape, read
+from tests.plan.test_parameters import ROOT, words
 
 pytestmark = pytest.mark.skipif(
     find_spec("megatron") is None, reason="the training extra is not installed"
@@ -113,7 +113,7 @@ def counted() -> dict[tuple[str, int, str], dict]:
         for job in JOBS
     ]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "megatron" / "count_saved.py")],
+        [sys.executable, str(ROOT / "tests" / "tools" / "count_saved.py")],
         input="".join(json.dumps(line) + "\n" for line in lines),
         capture_output=True,
         text=True,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import agreement
 import pytest
+
+from tests.tools import agreement
 
 SAMPLE = Path(__file__).parent / "judged.jsonl.gz"
 AT_LEAST = 0.995

@@ -14,17 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from launching import ROOT, preview
 
-from launcher.arguments import parse
+from launcher.config.arguments import parse
 from launcher.plan import memory, parameters, stages
 from launcher.plan.shape import Shape, read
+from tests.support.launching import ROOT, preview
 
 pytestmark = pytest.mark.skipif(
     find_spec("megatron") is None, reason="the training extra is not installed"
 )
 
-MEASURE = ROOT / "tests" / "megatron" / "measure_memory.py"
+MEASURE = ROOT / "tests" / "tools" / "measure_memory.py"
 # Recipes shrunk as SMOKE=1 does: latent attention, dense and shared experts, MTP in a layout of
 # virtual stages; grouped queries with virtual stages; norms of queries and keys; a gated delta net.
 JOBS = {

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.arguments import Arguments, argv, parse
+from launcher.config.arguments import Arguments, argv, parse
+from launcher.config.releases import RENAMES, SUPPORTED, rename
 from launcher.errors import UsageError
 from launcher.plan.flags import CATALOGUE, OTHER_RENAMES, check, load, release_of
-from launcher.releases import RENAMES, SUPPORTED, rename
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "model_configs").rglob("*.yaml"))

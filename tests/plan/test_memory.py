@@ -6,13 +6,13 @@ import shlex
 import time
 
 import pytest
-from test_parameters import JOBS, RECIPES, shape_of
 
-from launcher.arguments import parse
+from launcher.config.arguments import parse
 from launcher.plan import memory, parameters, stages
 from launcher.plan.parameters import Count
 from launcher.plan.shape import read
 from launcher.plan.stages import Layer
+from tests.plan.test_parameters import JOBS, RECIPES, shape_of
 
 MOE = Layer(10, moe=True, linear=False, mtp=False)
 DENSE = Layer(0, moe=False, linear=False, mtp=False)

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from launcher.arguments import argv, merge, parse  # noqa: E402
+from launcher.config.arguments import argv, merge, parse  # noqa: E402
 from launcher.plan import flops, parameters, stages  # noqa: E402
 from launcher.plan.shape import Shape, read  # noqa: E402
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from test_parameters import words
 
-from launcher.arguments import merge, parse
+from launcher.config.arguments import merge, parse
 from launcher.plan import memory, stages
 from launcher.plan.shape import Shape, read
+from tests.plan.test_parameters import words
 
 COMMON = """
     --seq-length 4096 --micro-batch-size 1 --bf16 --use-distributed-optimizer --sequence-parallel

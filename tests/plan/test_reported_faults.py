@@ -9,11 +9,11 @@ import dataclasses
 import shlex
 
 import pytest
-from test_rules import case
 
-from launcher.arguments import parse
+from launcher.config.arguments import parse
 from launcher.plan.rules import check
 from launcher.plan.sheet import plan
+from tests.plan.test_rules import case
 
 LAYOUT = "--pipeline-model-parallel-layout"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from launcher.arguments import parse
+from launcher.config.arguments import parse
 from launcher.plan import rules
 from launcher.plan.rules import Case, check, name
 

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
-from test_parameters import shape_of
 
 from launcher.plan import memory
 from launcher.plan.shape import Shape
+from tests.plan.test_parameters import shape_of
 
 pytestmark = pytest.mark.skipif(
     find_spec("megatron") is None, reason="the training extra is not installed"

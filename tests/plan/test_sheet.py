@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import ROOT, launch, preview
 
-from launcher import model
+from launcher.config import model_file
+from tests.support.launching import ROOT, launch, preview
 
 DEEPSEEK = {"TP": "2", "PP": "8", "VPP": "4", "PR": "fp8"}
 LAYOUT = ["--pipeline-model-parallel-layout", "Et|(tt|)*30mL", "--mtp-num-layers", "1"]
@@ -150,7 +150,7 @@ def test_the_checkout_decides_the_release(tmp_path: Path):
     assert "MCORE_RELEASE_VERSION=0.18 (environment), although MEGATRON_PATH holds 0.16" in said
 
 
-@pytest.mark.parametrize("name", model.names(ROOT))
+@pytest.mark.parametrize("name", model_file.names(ROOT))
 def test_a_plan_is_one_screen(name: str):
     seen = preview(MODEL=name)
     assert len(seen.stderr.splitlines()) <= 24

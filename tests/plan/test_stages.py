@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from test_parameters import JOBS, ROOT, shape_of
 
 from launcher.plan import stages
 from launcher.plan.shape import Shape, Split
+from tests.plan.test_parameters import JOBS, ROOT, shape_of
 
 EVEN = Split(None, None, None, None, None, False, False)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cluster import Cluster, missing
+
+from tests.support.cluster import Cluster, missing
 
 
 @pytest.fixture(scope="session")

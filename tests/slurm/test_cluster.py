@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
+
+from tests.support.cluster import Cluster, missing
+from tests.support.launching import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +34,7 @@ def test_nothing_outlives_a_killed_suite(tmp_path: Path):
     if reason := missing():
         pytest.skip(reason)
     program = (
-        "import time; from cluster import Cluster\n"
+        "import time; from tests.support.cluster import Cluster\n"
         "with Cluster(['node1']) as cluster:\n"
         "    job = cluster.run('sbatch', '--parsable', '--output=/dev/null', '--wrap',"
         f" 'exec sleep 321 #{tmp_path}').strip()\n"
@@ -41,7 +43,7 @@ def test_nothing_outlives_a_killed_suite(tmp_path: Path):
     )
     suite = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     folder = suite.stdout.readline().strip()
     assert folder

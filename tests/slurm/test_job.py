@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from launching import launch
-from training import CONF, TINY, finish, submit
+
+from tests.support.cluster import Cluster
+from tests.support.launching import launch
+from tests.support.slurm_training import CONF, TINY, finish, submit
 
 pytestmark = pytest.mark.slow
 

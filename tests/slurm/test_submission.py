@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import Cluster
-from launching import ROOT, Launched, launch
+
+from tests.support.cluster import Cluster
+from tests.support.launching import ROOT, Launched, launch
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import reliability
 import yaml
-from cluster import Cluster
-from reliability import ITERATIONS, STRUCK, outcome, start, words
-from training import TINY, Run, finish, submit
+
+from tests.support.cluster import Cluster
+from tests.support.slurm_training import TINY, Run, finish, submit
+from tests.tools import reliability
+from tests.tools.reliability import ITERATIONS, STRUCK, outcome, start, words
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from launcher.arguments import Arguments
+from launcher.config.arguments import Arguments
+from launcher.config.releases import index
 from launcher.plan import flags
-from launcher.releases import index
 
 Rule = Callable[["Case"], Iterator[str]]  # yields what is wrong, a line each
 

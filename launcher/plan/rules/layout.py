@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.layout import expand, layer_pattern
+from launcher.config.layout import expand, layer_pattern
 from launcher.plan.rules.case import Case, Unreadable, divisors
 
 LAYOUT = "--pipeline-model-parallel-layout"

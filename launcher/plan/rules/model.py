@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from launcher.layout import layer_pattern
+from launcher.config.layout import layer_pattern
 from launcher.plan.rules.case import Case
 
 POSITIONS = "--position-embedding-type"

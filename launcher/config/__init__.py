@@ -1,0 +1,1 @@
+"""What the user said: variables, layers, model files, arguments, each with its origin."""

@@ -1,0 +1,54 @@
+"""The Bash layers: sourced by the entry point, read back as settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.config import model_file, settings
+from launcher.errors import UsageError, did_you_mean
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = ROOT / "sbatch_benchmarking.sh"
+
+
+def source(
+    script: Path, words: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the environment and the words that `script`, the entry or a recipe, launches with.
+
+    Raises UsageError when a layer fails.
+    """
+    done = subprocess.run(
+        ["bash", str(script), *words],
+        env={**environ, "LAUNCHER_COMMAND": "layers"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = os.fsdecode(done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UsageError(f"{script} did not get through its layers: {said[-1]}")
+    count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
+    left = dict(entry.partition("=")[::2] for entry in entries[int(count) :])
+    del left["LAUNCHER_COMMAND"]
+    return left, entries[: int(count)]
+
+
+def read(environ: Mapping[str, str]) -> settings.Settings:
+    """Return the settings that the layers left behind. Raises UsageError."""
+    cluster = environ["CLUSTER"]
+    known = sorted(path.stem for path in (ROOT / "cluster_configs" / "benchmarking").glob("*.conf"))
+    if cluster not in known and not (cluster.endswith(".conf") and Path(cluster).is_file()):
+        hint = did_you_mean(cluster, known)
+        raise UsageError(
+            f"CLUSTER={cluster!r} is unknown.{hint} "
+            f"Known: {', '.join(known)}; or the path of a .conf"
+        )
+    if not environ.get("MODEL") and not environ.get("TRAINING_PARAMS_PATH"):
+        raise UsageError(
+            f"MODEL is not set. Known: {', '.join(model_file.names(ROOT))}; or the path of a .yaml"
+        )
+    return settings.read(environ)

@@ -1,0 +1,257 @@
+"""What the performance variables mean as Megatron arguments and environment variables.
+
+A knob is one pure function: it reads the settings and the arguments that the model, TRAINING_PARAMS
+and the command line have set, and returns what it adds. Where Megatron would refuse the result, the
+knob adds something that it accepts, or raises a UsageError where variables contradict each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Callable
+
+from launcher.config import layout, releases
+from launcher.config.arguments import Argument, Arguments, value
+from launcher.config.settings import Settings
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a knob adds to the job."""
+
+    arguments: Arguments = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # said, one line each
+
+
+def _flags(origin: str, **flags: bool | int | str | tuple[str, ...]) -> Arguments:
+    """Return Arguments from keyword names (tp_comm_overlap=True is --tp-comm-overlap)."""
+    arguments: dict[str, Argument] = {}
+    for name, given in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if given is True:
+            arguments[flag] = Argument(flag, (), origin)
+        elif given is not False:
+            values = given if isinstance(given, tuple) else (str(given),)
+            arguments[flag] = Argument(flag, values, origin)
+    return arguments
+
+
+def pipeline(settings: Settings, present: Arguments) -> Effect:
+    """VPP, LAYERS_PER_VP, PP_FIRST and PP_LAST: how the layers are split over the pipeline."""
+    pp, vpp = settings.PP, settings.VPP
+    if "--pipeline-model-parallel-layout" in present or "--hybrid-layer-pattern" in present:
+        return Effect()
+    if settings.LAYERS_PER_VP:
+        if "--num-virtual-stages-per-pipeline-rank" in present:
+            return Effect()
+        return Effect(
+            _flags("LAYERS_PER_VP", num_layers_per_virtual_pipeline_stage=settings.LAYERS_PER_VP)
+        )
+    if "--num-layers-per-virtual-pipeline-stage" in present:
+        return Effect()
+    if vpp > 1 and pp == 1:
+        raise UsageError(
+            f"VPP={vpp} ({settings.origin('VPP')}) needs a pipeline, but PP is 1 "
+            f"({settings.origin('PP')}): set VPP=1 or PP above 1"
+        )
+    virtual = _flags("VPP", num_virtual_stages_per_pipeline_rank=vpp) if vpp > 1 else {}
+    if {
+        "--decoder-first-pipeline-num-layers",
+        "--decoder-last-pipeline-num-layers",
+    } & present.keys():
+        return Effect(virtual)
+    layers = layout.counted_layers(settings, present)
+    if layers is None or layers % (pp * vpp) == 0:
+        return Effect(virtual)
+    first, last = settings.PP_FIRST, settings.PP_LAST
+    misfit = f"PP_FIRST={first}, PP_LAST={last} do not split {layers} layers for PP={pp}, VPP={vpp}"
+    if first and last and layout.uneven_fits(layers, pp, vpp, first, last):
+        uneven = _flags(
+            "PP_FIRST, PP_LAST",
+            decoder_first_pipeline_num_layers=first,
+            decoder_last_pipeline_num_layers=last,
+        )
+        return Effect({**virtual, **uneven})
+    if "environment" in (settings.origin("PP_FIRST"), settings.origin("PP_LAST")):
+        raise UsageError(f"{misfit}: change them, or leave both unset for a fitting layout")
+    if any(flag in present for flag in layout.ACCOUNTED) or layers < pp * vpp:
+        raise UsageError(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}")
+    text = layout.balanced(layers, pp * vpp, int(value(present, "--mtp-num-layers") or 0))
+    why = misfit if first and last else f"{layers} layers do not divide by PP={pp} times VPP={vpp}"
+    return Effect(
+        _flags("uneven pipeline", pipeline_model_parallel_layout=text),
+        notes=(f"pipeline layout {text}: {why}",),
+    )
+
+
+def optimizer_offload(settings: Settings, present: Arguments) -> Effect:
+    """OPTIMIZER_OFFLOAD: optimizer states and step on the CPU."""
+    if not settings.OPTIMIZER_OFFLOAD:
+        return Effect()
+    origin = "OPTIMIZER_OFFLOAD"
+    return Effect(
+        {
+            **_flags(origin, optimizer_cpu_offload=True, overlap_cpu_optimizer_d2h_h2d=True),
+            # Megatron offloads only with the precision-aware optimizer (validate_args).
+            **_flags(origin, use_precision_aware_optimizer=True),
+        }
+    )
+
+
+def dispatcher(settings: Settings, present: Arguments) -> Effect:
+    """DISPATCHER: who moves the tokens to their experts; without it, the model's own choice."""
+    origin = "DISPATCHER" if settings.DISPATCHER else "MOE_TOKEN_DISPATCHER"
+    name = settings.DISPATCHER or settings.MOE_TOKEN_DISPATCHER
+    # Whoever writes the flag means it: the default of a knob does not override it.
+    if name is None or (not settings.DISPATCHER and "--moe-token-dispatcher-type" in present):
+        return Effect()
+    if name in ("allgather", "alltoall"):
+        return Effect(_flags(origin, moe_token_dispatcher_type=name))
+    backend = "deepep" if name == "flex" else name
+    if releases.index(settings.MCORE_RELEASE_VERSION) < releases.index("0.16"):
+        if backend == "hybridep":
+            raise UsageError("DISPATCHER=hybridep needs Megatron-Core 0.16 or newer")
+        return Effect(_flags(origin, moe_token_dispatcher_type="flex", moe_enable_deepep=True))
+    return Effect(
+        _flags(
+            origin,
+            moe_token_dispatcher_type="flex",
+            moe_flex_dispatcher_backend=backend,
+            moe_hybridep_num_sms=32 if backend == "hybridep" else False,
+        )
+    )
+
+
+def precision(settings: Settings, present: Arguments) -> Effect:
+    """PR: bf16, fp8 (blockwise, Hopper) or mxfp8 (Blackwell)."""
+    origin = f"PR={settings.PR}"
+    if settings.PR == "bf16":
+        # Megatron refuses it without sequence parallelism, which TP1 does not have.
+        return Effect(_flags(origin, tp_comm_overlap=settings.TP > 1))
+    offload = settings.OPTIMIZER_OFFLOAD
+    mxfp8 = settings.PR == "mxfp8"
+    return Effect(
+        _flags(
+            origin,
+            fp8_recipe="mxfp8" if mxfp8 else "blockwise",
+            fp8_format="e4m3",
+            # Megatron's CPU offload cannot gather FP8 parameters.
+            fp8_param_gather=not offload,
+            reuse_grad_buf_for_mxfp8_param_ag=mxfp8 and not offload,
+            overlap_grad_reduce=mxfp8 and not offload,
+            overlap_param_gather=mxfp8 and not offload,
+            use_precision_aware_optimizer=True,
+            main_grads_dtype="fp32",
+            main_params_dtype="fp32",
+            exp_avg_dtype="bf16",
+            exp_avg_sq_dtype="bf16",
+            moe_router_padding_for_quantization=True,
+        )
+    )
+
+
+def a2a_overlap(settings: Settings, present: Arguments) -> Effect:
+    """A2A_OVERLAP: the expert all-to-all of one micro-batch behind the computation of another."""
+    on = settings.A2A_OVERLAP
+    margin = "24" if on else "0"
+    return Effect(
+        _flags("A2A_OVERLAP", delay_wgrad_compute=on, overlap_moe_expert_parallel_comm=on),
+        {
+            "CUDA_DEVICE_MAX_CONNECTIONS": "32" if on else "1",
+            "NVTE_FWD_LAYERNORM_SM_MARGIN": margin,
+            "NVTE_BWD_LAYERNORM_SM_MARGIN": margin,
+        },
+    )
+
+
+def long_context(settings: Settings, present: Arguments) -> Effect:
+    """SEQ_LEN above the model's positions raises them."""
+    positions = value(present, "--max-position-embeddings")
+    if positions is None or not positions.isdigit() or int(positions) >= settings.SEQ_LEN:
+        return Effect()
+    return Effect(_flags("SEQ_LEN", max_position_embeddings=settings.SEQ_LEN))
+
+
+def data(settings: Settings, present: Arguments) -> Effect:
+    """DATA_PATH, or mock data."""
+    if {
+        "--mock-data",
+        "--data-args-path",
+        "--train-data-path",
+        "--per-split-data-args-path",
+    } & present.keys():
+        return Effect()
+    if settings.DATA_PATH:
+        return Effect(_flags("DATA_PATH", data_path=_blend(settings.DATA_PATH)))
+    if "--data-path" in present:
+        return Effect()
+    note = "DATA_PATH is not set: this trains on mock data"
+    tokenizer = value(present, "--tokenizer-type")
+    if (
+        "--tokenizer-model" in present
+        or tokenizer == "NullTokenizer"
+        or "--vocab-size" not in present
+    ):
+        return Effect(_flags("no DATA_PATH", mock_data=True), notes=(note,))
+    return Effect(
+        _flags("no DATA_PATH", mock_data=True, tokenizer_type="NullTokenizer"),
+        notes=(
+            f"{note}; TOKENIZER_MODEL is not set either: NullTokenizer in place of {tokenizer}",
+        ),
+    )
+
+
+def profile(settings: Settings, present: Arguments) -> Effect:
+    """PROFILE: steps 23 to 25 of rank 0; nsys itself is put before the program by job.py."""
+    if settings.PROFILE == "0":
+        return Effect()
+    return Effect(
+        _flags(
+            "PROFILE",
+            profile=True,
+            profile_step_start=23,
+            profile_step_end=25,
+            profile_ranks=0,
+            use_pytorch_profiler=settings.PROFILE == "torch",
+        )
+    )
+
+
+def required_environment(settings: Settings, present: Arguments) -> Effect:
+    """What Megatron asserts of the environment beside some flags (validate_args)."""
+    environment = {}
+    if value(present, "--cuda-graph-impl") not in (None, "none"):
+        # With expandable segments NCCL must not register buffers inside CUDA graphs.
+        environment["NCCL_GRAPH_REGISTER"] = "0"
+    if "--fine-grained-activation-offloading" in present:
+        environment["NVTE_CPU_OFFLOAD_V1"] = "1"
+    return Effect(environment=environment)
+
+
+def nvlink_domain(settings: Settings, present: Arguments) -> Effect:
+    """GB200_CLUSTER: 72 GPUs share one NVLink domain; DeepEP's hybrid kernels read its size."""
+    return Effect(environment={"NVLINK_DOMAIN_SIZE": "72"} if settings.GB200_CLUSTER else {})
+
+
+KNOBS: tuple[Callable[[Settings, Arguments], Effect], ...] = (
+    pipeline,
+    optimizer_offload,
+    dispatcher,
+    precision,
+    a2a_overlap,
+    long_context,
+    data,
+    profile,
+    required_environment,
+    nvlink_domain,
+)
+
+
+def _blend(text: str) -> tuple[str, ...]:
+    """Split `weight prefix weight prefix …`; anything else is one prefix, spaces and all."""
+    pair = r"\d*\.?\d+\s+\S+"
+    return tuple(text.split()) if re.fullmatch(rf"\s*{pair}(\s+{pair})*\s*", text) else (text,)

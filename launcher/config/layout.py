@@ -1,0 +1,124 @@
+"""How layers are counted and split over pipeline stages and their virtual chunks."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from launcher.config.arguments import Arguments, value
+from launcher.config.settings import Settings
+
+ACCOUNTED = ("--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split")
+
+
+def counted_layers(settings: Settings, arguments: Arguments) -> int | None:
+    """Return the layers that the split counts: the depth, embedding and loss where asked."""
+    depth = value(arguments, "--num-layers")
+    if depth is None or not depth.isdigit():
+        return settings.NUM_LAYERS
+    return int(depth) + sum(flag in arguments for flag in ACCOUNTED)
+
+
+def uneven_fits(layers: int, pp: int, vpp: int, first: int, last: int) -> bool:
+    """Say whether the stages between the first and the last get equal shares, in whole chunks."""
+    if first % vpp or last % vpp:
+        return False
+    middle = layers - first - last
+    if pp == 2:
+        # Megatron divides by the number of middle stages when there are virtual ones.
+        return middle == 0 and vpp == 1
+    return pp > 2 and middle > 0 and middle % ((pp - 2) * vpp) == 0
+
+
+def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
+    """Return the layout string of `layers` over `chunks`, as even as it can be.
+
+    The chunks that get one layer less are the last one first, which also holds the loss and the
+    MTP layers, then the first one, which holds the embedding, then others from the back.
+    """
+    share, extra = divmod(layers, chunks)
+    sizes = [share + 1] * chunks
+    lighter = [chunks - 1, 0, *range(chunks - 2, 0, -1)]
+    for chunk in lighter[: chunks - extra]:
+        sizes[chunk] -= 1
+    parts = ["t" * size for size in sizes]
+    parts[0] = "E" + parts[0]
+    parts[-1] += "m" * mtp_layers + "L"
+    return "|".join(parts)
+
+
+def expand(text: str) -> list[str]:
+    """Return a layout string's chunks: 'Et|(tt|)*2mL' is ['Et', 'tt', 'tt', 'mL'].
+
+    The grammar is Megatron's (PipelineParallelLayerLayout): E embedding, t decoder layer, m MTP
+    layer, L loss, | between chunks, *n repeats the letter or (group) before it; commas are free.
+    """
+    text = re.sub(r"[\s,]", "", text)
+    while "(" in text:
+        shorter = re.sub(
+            r"\(([^()]*)\)(?:\*(\d+))?", lambda group: group[1] * int(group[2] or 1), text
+        )
+        if shorter == text:
+            raise ValueError(f"unbalanced ( in layout {text!r}")
+        text = shorter
+    return re.sub(r"(.)\*(\d+)", lambda letter: letter[1] * int(letter[2]), text).split("|")
+
+
+_MOST = 1_000_000  # entries of a list: no model has that many layers
+
+
+def layer_pattern(text: str, layers: int) -> list[int]:
+    """Return one 0 or 1 a layer from `--moe-layer-freq` or `--linear-attention-freq`.
+
+    A number N marks every N-th layer, counted from the first; an expression such as ([0]*3+[1]*58)
+    is the list itself. Raises ValueError for anything else.
+    """
+    if text.isdigit():
+        return [int(layer % int(text) == 0) for layer in range(layers)]
+    try:
+        pattern = expression(text)
+    except (ValueError, TypeError):
+        pattern = None
+    if not isinstance(pattern, list) or not all(type(entry) is int for entry in pattern):
+        raise ValueError(f"{text!r} is no layer pattern such as ([0]*3+[1]*58)")
+    return pattern
+
+
+def expression(text: str) -> object:
+    """Evaluate an expression of lists, as Megatron's parser reads it. Raises ValueError."""
+    if re.search(r"[^,\d\[\]()+*]", text):
+        raise ValueError(text)
+    try:
+        return _evaluate(ast.parse(text, mode="eval").body)
+    except (SyntaxError, MemoryError, RecursionError, OverflowError, IndexError) as error:
+        raise ValueError(text) from error
+
+
+def _evaluate(node: ast.expr) -> object:
+    """Evaluate what can be written with digits, brackets, commas, + and *, within reason."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items: list[object] = []
+        for element in node.elts:
+            if isinstance(element, ast.Starred):
+                items += _evaluate(element.value)
+            else:
+                items.append(_evaluate(element))
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd):
+        return +_evaluate(node.operand)
+    if isinstance(node, ast.Subscript):
+        return _evaluate(node.value)[_evaluate(node.slice)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult, ast.Pow)):
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        if isinstance(node.op, ast.Add):
+            return left + right
+        size = len(left) if isinstance(left, (list, tuple)) else 1
+        size *= len(right) if isinstance(right, (list, tuple)) else 1
+        for factor in (left, right):
+            # A number that long only costs time.
+            if isinstance(factor, int) and size * factor > _MOST:
+                raise ValueError("too long")
+        return left * right if isinstance(node.op, ast.Mult) else left**right
+    raise ValueError(ast.dump(node))

@@ -1,0 +1,199 @@
+"""A model's YAML: found, read with line numbers, its parent merged in, ${NAME} filled in.
+
+    EXTENDS: base/deepseek.yaml      # relative to this file; keys below replace the parent's
+    ENV_VARS: {NAME: value}          # environment of the training processes
+    MODEL_ARGS: {--flag: value}      # true: the flag alone; false: no flag; a list: several values
+
+Every scalar reaches Megatron as it is written in the file (1e-6 stays 1e-6).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from launcher.config import plain_yaml
+from launcher.config.arguments import Argument, Arguments
+from launcher.config.plain_yaml import Value
+from launcher.config.settings import FIELDS, SECRETS, Settings, as_text
+from launcher.errors import UsageError, did_you_mean
+
+FOLDER = Path("model_configs") / "benchmarking"
+_KEYS = ("EXTENDS", "ENV_VARS", "MODEL_ARGS")
+_REFERENCE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")  # $${NAME} stays ${NAME}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of the YAML and the file and line that set it."""
+
+    value: Value
+    origin: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """The merged YAML, before ${NAME} is filled in."""
+
+    path: Path
+    arguments: Mapping[str, Entry]
+    environment: Mapping[str, Entry]
+
+
+def names(workspace: Path) -> list[str]:
+    """Return the models that the repository ships."""
+    return sorted(path.stem for path in (workspace / FOLDER).glob("*.yaml"))
+
+
+def find(settings: Settings) -> Path:
+    """Return the YAML of MODEL or TRAINING_PARAMS_PATH. Raises UsageError when there is none."""
+    workspace = Path(settings.WORKSPACE)
+    if settings.TRAINING_PARAMS_PATH:
+        path = Path(settings.TRAINING_PARAMS_PATH)
+        if not path.is_file():
+            raise UsageError(f"TRAINING_PARAMS_PATH={str(path)!r}: there is no such file")
+        return path
+    if settings.MODEL.endswith((".yaml", ".yml")) or "/" in settings.MODEL:
+        path = Path(settings.MODEL)
+        if not path.is_file():
+            raise UsageError(f"MODEL={settings.MODEL!r}: there is no such file")
+        return path
+    path = workspace / FOLDER / f"{settings.MODEL}.yaml"
+    if not path.is_file():
+        known = names(workspace)
+        hint = did_you_mean(settings.MODEL, known)
+        raise UsageError(
+            f"MODEL={settings.MODEL!r} is unknown.{hint} "
+            f"Known: {', '.join(known)}; or the path of a .yaml"
+        )
+    return path
+
+
+def load(path: Path, workspace: Path, children: tuple[Path, ...] = ()) -> Model:
+    """Read a YAML and its parents. Raises UsageError with file and line for anything unexpected."""
+    keys = _read(path, path.stat().st_mtime_ns, _shown(path, workspace))
+    arguments: dict[str, Entry] = {}
+    environment: dict[str, Entry] = {}
+    if "EXTENDS" in keys:
+        entry = keys["EXTENDS"]
+        parent_path = path.parent / str(entry.value)
+        if not parent_path.is_file():
+            raise UsageError(f"{entry.origin}: EXTENDS: {entry.value}: there is no such file")
+        chain = (*children, path.resolve())
+        if parent_path.resolve() in chain:
+            raise UsageError(
+                f"{entry.origin}: EXTENDS: {entry.value}: the files extend each other in a circle"
+            )
+        parent = load(parent_path, workspace, chain)
+        arguments.update(parent.arguments)
+        environment.update(parent.environment)
+    arguments.update(keys.get("MODEL_ARGS", {}))
+    environment.update(keys.get("ENV_VARS", {}))
+    return Model(path, arguments, environment)
+
+
+def arguments(model: Model, settings: Settings, environ: Mapping[str, str]) -> Arguments:
+    """Return the Megatron arguments of the model, references filled in.
+
+    Raises UsageError for a reference to a variable that does not exist.
+    """
+    found: dict[str, Argument] = {}
+    for flag, entry in model.arguments.items():
+        if entry.value is True:
+            found[flag] = Argument(flag, (), entry.origin)
+        elif entry.value is not False and entry.value is not None:
+            written = entry.value if isinstance(entry.value, tuple) else (entry.value,)
+            values = tuple(_fill(text, entry.origin, settings, environ) for text in written)
+            origin = ", ".join([entry.origin, *_set_by(written, settings)])
+            # A switch or an unset path from a setting decides whether the flag is there at all.
+            if values == ("true",) and entry.value != "true":
+                found[flag] = Argument(flag, (), origin)
+            elif values not in (("",), ("false",)) or entry.value in ("", "false"):
+                found[flag] = Argument(flag, values, origin)
+    return found
+
+
+def _set_by(written: Sequence[str], settings: Settings) -> list[str]:
+    """Say where each variable that a value is made of was set: 'GBS from environment'."""
+    names = [name for text in written for escaped, name in _REFERENCE.findall(text) if not escaped]
+    return [f"{name} from {settings.origin(name)}" for name in names if name in settings.origins]
+
+
+def environment(
+    model: Model, settings: Settings, environ: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Return name → (value, origin) of the environment variables that the model asks for."""
+    return {
+        name: (_fill(str(entry.value), entry.origin, settings, environ), entry.origin)
+        for name, entry in model.environment.items()
+        if entry.value is not None
+    }
+
+
+def _fill(text: str, origin: str, settings: Settings, environ: Mapping[str, str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
+        escaped, name = match.groups()
+        if escaped:
+            return match.group()[1:]
+        if name in SECRETS:
+            raise UsageError(f"{origin}: ${{{name}}} is a secret and cannot become an argument")
+        if name in FIELDS:
+            return as_text(getattr(settings, name))
+        if name in environ:
+            return environ[name]
+        hint = did_you_mean(name, FIELDS)
+        raise UsageError(
+            f"{origin}: ${{{name}}} is neither a setting nor in the environment.{hint}"
+        )
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def _shown(path: Path, workspace: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(workspace))
+    except ValueError:
+        return str(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed: int, shown: str) -> dict:
+    """Return the file's top-level keys; the two maps as name → Entry."""
+    root = plain_yaml.compose(path, shown)
+    keys: dict = {}
+    for key, node in plain_yaml.pairs(root, shown, "the file"):
+        where = f"{shown}:{key.start_mark.line + 1}"
+        if key.value not in _KEYS:
+            hint = did_you_mean(key.value, _KEYS)
+            raise UsageError(
+                f"{where}: unknown key {key.value!r}; allowed: {', '.join(_KEYS)}.{hint}"
+            )
+        if key.value == "EXTENDS":
+            keys[key.value] = Entry(str(plain_yaml.value(node, where)), where)
+        else:
+            keys[key.value] = _entries(node, shown, key.value)
+    return keys
+
+
+def _entries(node: yaml.Node, shown: str, section: str) -> dict[str, Entry]:
+    pattern = r"--[A-Za-z][\w-]*" if section == "MODEL_ARGS" else r"[A-Za-z_][A-Za-z0-9_]*"
+    entries: dict[str, Entry] = {}
+    for key, child in plain_yaml.pairs(node, shown, section):
+        where = f"{shown}:{key.start_mark.line + 1}"
+        name = key.value
+        if not isinstance(name, str) or not re.fullmatch(pattern, name):
+            kind = "a flag (--name)" if section == "MODEL_ARGS" else "a variable's name"
+            raise UsageError(f"{where}: {name!r} in {section} is not {kind}")
+        if section == "ENV_VARS" and name in SECRETS:
+            raise UsageError(
+                f"{where}: {name} is a secret; set it in the environment, not in a file"
+            )
+        if name in entries:
+            raise UsageError(f"{where}: {name} is there twice (first at {entries[name].origin})")
+        entries[name] = Entry(plain_yaml.value(child, where), where)
+    return entries

@@ -1,0 +1,62 @@
+"""Flags that changed their name between Megatron-Core releases.
+
+Configs and knobs use the newest names; a job gets the names of MCORE_RELEASE_VERSION. Read off
+Megatron-LM's branches core_r0.15.0 to core_r0.19.0 and dev (megatron/training/arguments.py and
+megatron/core/transformer/transformer_config.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from launcher.config.arguments import Arguments
+from launcher.errors import UsageError
+
+SUPPORTED = ("0.15", "0.16", "0.17", "0.18", "0.19", "dev")
+
+
+@dataclass(frozen=True)
+class Rename:
+    """`old` became `new` in `release`; later releases refuse or deprecate the old name."""
+
+    old: str
+    new: str
+    release: str
+
+
+RENAMES = (
+    Rename("--moe-router-padding-for-fp8", "--moe-router-padding-for-quantization", "0.16"),
+    Rename("--cuda-graph-scope", "--cuda-graph-modules", "0.18"),
+    Rename("--moe-hybridep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
+    Rename("--moe-deepep-num-sms", "--moe-flex-dispatcher-num-sms", "0.19"),
+)
+
+
+def index(release: str) -> int:
+    """Return the release's place in SUPPORTED; a patch number is ignored. Raises UsageError."""
+    text = release.removeprefix("core_").removeprefix("v").removeprefix("r")
+    minor = text if text == "dev" else ".".join(text.split(".")[:2])
+    if minor not in SUPPORTED:
+        raise UsageError(
+            f"MCORE_RELEASE_VERSION={release!r} is not supported: {', '.join(SUPPORTED)}"
+        )
+    return SUPPORTED.index(minor)
+
+
+def rename(arguments: Arguments, release: str) -> Arguments:
+    """Return the arguments under the names that `release` knows, each in its place."""
+    at = index(release)
+    names = {}
+    for entry in RENAMES:
+        if at >= index(entry.release):
+            names[entry.old] = entry.new
+        elif sum(other.new == entry.new for other in RENAMES) == 1:  # else the old name is open
+            names[entry.new] = entry.old
+    return {
+        names.get(flag, flag): replace(
+            argument, flag=names[flag], origin=f"{argument.origin} (as {flag})"
+        )
+        if flag in names
+        else argument
+        for flag, argument in arguments.items()
+    }

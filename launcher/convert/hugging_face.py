@@ -1,0 +1,185 @@
+"""Hugging Face's side: safetensors with their index, read tensor by tensor; FP8 dequantized.
+
+The format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N
+bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launcher.convert import files
+from launcher.errors import UsageError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SCALE = "_scale_inv"  # FP8: weight_scale_inv belongs to weight
+BLOCK = 128  # rows and columns that share a scale
+
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's bytes are."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int  # of its bytes in the file
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published model: its configuration and all its tensors by name."""
+
+    folder: Path
+    config: Mapping[str, object]
+    tensors: Mapping[str, Tensor]
+
+    def has_scales(self, name: str) -> bool:
+        """Say whether a tensor is FP8 with block scales beside it."""
+        return name + SCALE in self.tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor; FP8 as bfloat16."""
+        tensor = _read(self.tensors[name])
+        if not self.has_scales(name):
+            return tensor
+        return dequantize(tensor, _read(self.tensors[name + SCALE]))
+
+
+def dequantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return FP8 [m, n] times its scales [⌈m/128⌉, ⌈n/128⌉], in float32, rounded to bfloat16."""
+    rows, columns = weight.shape
+    result = torch.empty(rows, columns, dtype=torch.bfloat16)
+    wide = scales.float().repeat_interleave(BLOCK, 1)[:, :columns]
+    for block, scale in enumerate(wide):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        result[part] = weight[part].float() * scale
+    return result
+
+
+def open_source(folder: Path) -> Source:
+    """Read configuration, index and headers; no data. Raises UsageError for anything missing."""
+    if not folder.is_dir():
+        raise UsageError(f"SOURCE_CKPT_PATH={str(folder)!r} is no folder")
+    config = read_config(folder)
+    index = folder / INDEX
+    if not index.exists():
+        single = folder / SINGLE
+        if not single.is_file():
+            raise UsageError(f"{folder} has neither {INDEX} nor {SINGLE}")
+        return Source(folder, config, read_header(single))
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise UsageError(f"{index}: no weight_map")
+    tensors: dict[str, Tensor] = {}
+    missing = sorted(name for name in set(listed.values()) if not (folder / str(name)).is_file())
+    if missing:
+        raise UsageError(f"{folder}: {_some(missing)} of {INDEX} missing")
+    for name in sorted(set(listed.values())):
+        for tensor, found in read_header(folder / name).items():
+            if listed.get(tensor) != name:
+                raise UsageError(
+                    f"{folder / name} holds {tensor}, which {INDEX} "
+                    + (f"places in {listed[tensor]}" if tensor in listed else "does not list")
+                )
+            tensors[tensor] = found
+    absent = sorted(listed.keys() - tensors.keys())
+    if absent:
+        raise UsageError(f"{folder}: {_some(absent)} in {INDEX}, but not in the file it names")
+    return Source(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict:
+    """Return config.json. Raises UsageError."""
+    return _json(folder / "config.json")
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors. Raises UsageError where it is cut short or no safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise UsageError(f"{path}: cut short, {size} bytes are not even its header")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            tensors = {
+                name: Tensor(
+                    path,
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    8 + length + entry["data_offsets"][0],
+                    entry["data_offsets"][1] - entry["data_offsets"][0],
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f"{path}: no safetensors file, its header cannot be read") from None
+    end = max((tensor.begin + tensor.size for tensor in tensors.values()), default=8 + length)
+    if end != size:
+        what = "cut short" if end > size else "too long"
+        raise UsageError(f"{path}: {what}, {size} bytes where its header says {end}")
+    return tensors
+
+
+def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
+    """Return the first bytes of a file of these tensors, in that order."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape in tensors:
+        size = dtype.itemsize * math.prod(shape)
+        entries[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _read(tensor: Tensor) -> torch.Tensor:
+    dtype = DTYPES[tensor.dtype]
+    data = files.read(tensor.path, tensor.begin, tensor.size)
+    if data.storage_offset() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype).reshape(tensor.shape)
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} has no {path.name}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: no JSON object")
+    return found
+
+
+def _some(names: Iterable[str]) -> str:
+    """Name a few of many."""
+    found = list(names)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more + (" is" if len(found) == 1 else " are")

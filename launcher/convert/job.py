@@ -1,0 +1,131 @@
+"""The Megatron side of a conversion, from the arguments that the launcher gives the same job."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launcher.config.arguments import Arguments, parse
+from launcher.convert import names
+from launcher.convert.names import Naming
+from launcher.errors import UsageError
+from launcher.plan import shape, stages
+from launcher.plan.shape import Shape
+from launcher.plan.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job, as far as its checkpoint depends on it."""
+
+    shape: Shape
+    stages: tuple[Stage, ...]
+    naming: Naming
+    dtype: torch.dtype  # of the parameters
+    arguments: Arguments
+    release: str
+
+    @property
+    def tensor_expert(self) -> tuple[tuple[int, int, int], ...]:
+        """The (tensor, expert, expert tensor) ranks that occur together in a pipeline stage.
+
+        Megatron numbers the ranks of a stage once by tensor parallelism and once by expert tensor,
+        then expert parallelism (parallel_state.py), so only some combinations exist.
+        """
+        parallel = self.shape.parallel
+        tp, etp, ep = parallel.tensor, parallel.expert_tensor, parallel.expert
+        period = range(math.lcm(tp, etp * ep))
+        return tuple(sorted({(rank % tp, rank // etp % ep, rank % etp) for rank in period}))
+
+
+def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Job:
+    """Resolve MODEL, TP, PP, … and Megatron arguments as the launcher does. Raises UsageError."""
+    launched = subprocess.run(
+        ["bash", str(ROOT / "sbatch_benchmarking.sh"), *words],
+        env={**environ, "LAUNCHER_COMMAND": "argv"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if launched.returncode:
+        lines = launched.stderr.strip().splitlines() or ["the launcher failed without a word"]
+        raise UsageError(lines[-1].removeprefix("error: "))
+    found = json.loads(launched.stdout)
+    return read(parse(found["argv"], "the launcher"), found["world_size"], found["release"])
+
+
+def read(arguments: Arguments, world_size: int, release: str) -> Job:
+    """Return the job that arguments describe. Raises UsageError where they cannot be split so."""
+    try:
+        described = shape.read(arguments, world_size)
+        split = stages.split(described)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _check(described, arguments, release)
+    return Job(
+        described,
+        split,
+        names.read(arguments, release),
+        torch.bfloat16
+        if "--bf16" in arguments
+        else torch.float16
+        if "--fp16" in arguments
+        else torch.float32,
+        arguments,
+        release,
+    )
+
+
+_UNSUPPORTED = ("--moe-latent-size", "--mtp-use-repeated-layer", "--mla-down-proj-fusion")
+
+
+def _check(described: Shape, arguments: Arguments, release: str) -> None:
+    """Refuse what cannot be split evenly, or what no table describes."""
+    model, parallel = described.model, described.parallel
+    for flag in _UNSUPPORTED:
+        if flag in arguments:
+            raise UsageError(f"{flag} is not supported by the conversion")
+    if not model.gated or model.linear_bias or model.norm_bias or model.positions:
+        raise UsageError(
+            "the conversion knows models with --swiglu, --disable-bias-linear, "
+            "--normalization RMSNorm and rotary positions"
+        )
+    tensor = {
+        "the padded vocabulary": model.vocabulary,
+        "--num-attention-heads": model.attention.heads,
+        "--hidden-size": model.hidden,
+    }
+    if not model.attention.latent:
+        tensor["--num-query-groups"] = model.attention.query_groups
+    if not all(model.moe):
+        tensor["--ffn-hidden-size"] = model.ffn
+    if model.linear_attention:
+        tensor["--linear-num-key-heads"] = model.linear_attention.key_heads
+        tensor["--linear-num-value-heads"] = model.linear_attention.value_heads
+    if model.experts and model.experts.shared_ffn:
+        tensor["--moe-shared-expert-intermediate-size"] = model.experts.shared_ffn
+    splits = [("TP", parallel.tensor, name, size) for name, size in tensor.items()]
+    if model.experts:
+        splits += [
+            ("EP", parallel.expert, "--num-experts", model.experts.count),
+            ("ETP", parallel.expert_tensor, "--moe-ffn-hidden-size", model.experts.ffn),
+        ]
+    for axis, ranks, name, size in splits:
+        if size % ranks:
+            raise UsageError(f"{axis}={ranks} does not divide {name} {size}")
+    attention = model.attention
+    if release == "0.19" and attention.latent and attention.q_rank is None and attention.qk_norm:
+        raise UsageError(
+            "Megatron-Core 0.19 normalises the input of uncompressed queries once more, which the "
+            "published model does not: no copy of its weights is the same model. Convert for, and "
+            "train with, MCORE_RELEASE_VERSION=0.18 or dev"
+        )

@@ -1,0 +1,179 @@
+"""Hugging Face safetensors to a Megatron checkpoint, legacy or torch_dist."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from launcher.convert import audit, legacy, tables, torch_dist, work
+from launcher.convert.audit import Filled
+from launcher.convert.files import Output, ahead, digest
+from launcher.convert.hugging_face import Source
+from launcher.convert.job import Job
+from launcher.convert.tables import Table
+from launcher.convert.transforms import Stack
+from launcher.errors import UsageError
+
+FOLDER = "release"  # Megatron: weights to start from, not an iteration to go on from
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A published model and the job that is to start from it, matched to the last tensor."""
+
+    source: Source
+    job: Job
+    filled: tuple[Filled, ...]
+    twins: Mapping[str, str]
+
+    @property
+    def by_name(self) -> dict[str, Filled]:
+        """Every parameter, by its name."""
+        return {one.parameter.name: one for one in self.filled}
+
+
+def match(source: Source, job: Job, table: Table, left_out: Sequence[str] = ()) -> Mapped:
+    """Audit names, shapes and dtypes; `left_out` are patterns of tensors not wanted."""
+    model = job.shape.model
+    filled = audit.pair(table, model, vocabulary(source.config, model.vocabulary))
+    twins = tables.twins(table, model)
+    expected = audit.sources(filled, twins)
+    # Copies may be left out of a publication; where they are there, they are compared.
+    audit.check(expected, source.tensors, (*table.ignored, *left_out), optional=twins)
+    present = {name: other for name, other in twins.items() if name in source.tensors}
+    return Mapped(source, job, tuple(filled), present)
+
+
+def narrowed(mapped: Mapped) -> list[str]:
+    """Return the source tensors that the checkpoint holds in fewer bits."""
+    return [
+        name
+        for one in mapped.filled
+        for name in one.row.sources
+        if mapped.source.tensors[name].dtype == "F32"
+        and one.dtype(mapped.job.dtype).itemsize < torch.float32.itemsize
+    ]
+
+
+def vocabulary(config: Mapping[str, object], padded: int) -> int:
+    """Return the published number of tokens. Raises UsageError where Megatron has fewer rows."""
+    size = config.get("vocab_size")
+    if not isinstance(size, int) or not 0 < size <= padded:
+        raise UsageError(
+            f"vocab_size {size} in config.json, {padded} rows in Megatron's embedding "
+            "(--vocab-size and --make-vocab-size-divisible-by)"
+        )
+    return size
+
+
+def bytes_of(one: Filled, job: Job) -> int:
+    """Return what a whole parameter takes in the checkpoint."""
+    return one.parameter.numel * one.dtype(job.dtype).itemsize
+
+
+def read(mapped: Mapped, wanted: Sequence[Filled]) -> Iterator[list[torch.Tensor]]:
+    """Return each parameter, unsplit, by its sections; the next ones are read meanwhile."""
+    names = [name for one in wanted for name in one.row.sources]
+    found = ahead(mapped.source.read, names)
+    for one in wanted:
+        tensors = [next(found) for _ in one.row.sources]
+        _compare_twins(mapped, one, tensors)
+        if not isinstance(one.row.how, Stack):  # its tensors are the sections
+            whole = one.row.how.forward(tensors)
+            tensors = list(whole.split(one.parameter.sections or len(whole)))
+        yield [tensor.to(one.dtype(mapped.job.dtype)) for tensor in tensors]
+
+
+def _compare_twins(mapped: Mapped, one: Filled, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse a tensor whose published copy differs. Raises UsageError."""
+    for twin, other in mapped.twins.items():
+        for name, tensor in zip(one.row.sources, tensors):
+            if other == name and not torch.equal(mapped.source.read(twin), tensor):
+                raise UsageError(
+                    f"{twin} is not equal to {name}, and Megatron has one tensor for both"
+                )
+
+
+# torch_dist: a file holds some parameters, whole.
+
+
+def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
+    """Return the files to write: parameters in the model's order, about a gigabyte each."""
+    groups: list[list[Filled]] = []
+    size = 0
+    for one in mapped.filled:
+        if not groups or size + bytes_of(one, mapped.job) > torch_dist.FILE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(one)
+        size += bytes_of(one, mapped.job)
+    layers = torch_dist.layers(mapped.job)
+    return [
+        work.Unit(
+            f"{FOLDER}/__{number}_0.distcp",
+            sum(bytes_of(one, mapped.job) for one in group),
+            partial(_write_group, mapped, layers, group),
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: Output):
+    written = []
+    for one, sections in zip(group, read(mapped, group)):
+        where = torch_dist.place(mapped.job, layers, one.parameter)
+        written += torch_dist.write(output, one.parameter, where, sections)
+    return written
+
+
+# legacy: a file holds a rank's parts.
+
+
+def legacy_units(mapped: Mapped) -> list[work.Unit]:
+    """Return the files to write: one a rank."""
+    local = {
+        one.parameter.name: math.prod(legacy.local_shape(one.parameter, mapped.job))
+        * one.dtype(mapped.job.dtype).itemsize
+        for one in mapped.filled
+    }
+    units = []
+    for rank in legacy.ranks(mapped.job):
+        size = sum(local[held.parameter] for held in legacy.held(mapped.job, rank))
+        file = f"{FOLDER}/{legacy.path(mapped.job, rank)}"
+        units.append(work.Unit(file, size, partial(_write_rank, mapped, rank)))
+    return units
+
+
+def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> None:
+    by_name, job = mapped.by_name, mapped.job
+    held = list(legacy.held(job, rank))
+    filled = [by_name[one.parameter] for one in held]
+    models: dict[str, dict[str, torch.Tensor]] = {key: {} for key in legacy.keys(job, rank)}
+    for place, one in zip(held, filled):
+        shape, dtype = legacy.local_shape(one.parameter, job), one.dtype(job.dtype)
+        models[place.model][place.name] = torch.empty(shape, dtype=dtype)
+    pieces = (
+        piece
+        for one, sections in zip(filled, read(mapped, filled))
+        for piece in legacy.shard(sections, one.parameter, job, rank)
+    )
+    output.save(legacy.state(job, models), pieces)
+
+
+def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) -> None:
+    """Write what is not a rank's or a group's."""
+    folder = files / FOLDER
+    if form == "torch_dist":
+        torch_dist.finish(folder, mapped.job, records)
+        digests = {Path(name).name: record["sha256"] for name, record in records.items()}
+        for path in folder.iterdir():
+            if path.name not in digests and path.name != "integrity.json":
+                digests[path.name] = digest(path)
+        torch_dist.integrity(folder, digests)
+    (files / TRACKER).write_text("release", encoding="utf-8")

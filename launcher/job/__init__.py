@@ -1,0 +1,1 @@
+"""What runs: one job from its settings to the text of its script."""

@@ -1,0 +1,93 @@
+"""What the user reads about a job before it starts, as text or, for tools, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from launcher.config.arguments import quote
+from launcher.job import local
+from launcher.job.build import Job, placeholders
+from launcher.job.verification import Opinion
+from launcher.plan import sheet
+
+
+def report(job: Job, opinion: Opinion | None = None, everything: bool = False) -> str:
+    """Return what is said of a job, in the form that PLAN_FORMAT asks for."""
+    if job.settings.PLAN_FORMAT == "json":
+        return as_json(job, opinion)
+    lines = opinion.lines() if opinion else []
+    return "\n".join([summary(job, everything), *(f"  {line}" for line in lines)])
+
+
+def summary(job: Job, everything: bool = False) -> str:
+    """Return the job in a screenful: what runs where, its plan, notes and findings."""
+    lines = [
+        _title(job),
+        *(f"  {line}" for line in _sheet(job, everything)),
+        f"  run directory {job.run_dir}",
+        *(f"  note: {note}" for note in job.notes),
+        *(f"  warning: {line}" for line in _warnings(job)),
+        *(f"  error: {objection}" for objection in job.objections),
+    ]
+    return "\n".join(lines)
+
+
+def as_json(job: Job, opinion: Opinion | None = None) -> str:
+    """Return the same for tools: one JSON object, with every stage."""
+    settings = job.settings
+    data = {
+        "model": settings.MODEL_NAME,
+        "cluster": settings.CLUSTER,
+        "megatron_core": settings.MCORE_RELEASE_VERSION,
+        "nodes": job.nodes,
+        "tasks_per_node": job.tasks_per_node,
+        "accepted": not job.objections,
+        "errors": list(job.objections),
+        "warnings": _warnings(job),
+        "notes": list(job.notes),
+        "name": job.name,
+        "run_directory": str(job.run_dir),
+        **({} if settings.SMOKE else sheet.as_data(job.plan, job.site)),
+        **({"megatron": dataclasses.asdict(opinion)} if opinion else {}),
+    }
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def _title(job: Job) -> str:
+    settings = job.settings
+    where = "this machine" if local.is_local(settings) else settings.CLUSTER
+    gpus = f" {job.site.gpu}" if job.site.gpu else ""
+    return (
+        f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
+        f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {settings.PR}; "
+        f"Megatron-Core {settings.MCORE_RELEASE_VERSION}"
+    )
+
+
+def _sheet(job: Job, everything: bool) -> list[str]:
+    if not job.settings.SMOKE:
+        return sheet.sheet(job.plan, job.site, everything)
+    # A shrunken model's sizes tell nothing.
+    return sheet.structure(job.plan, job.site) if job.plan.shape else []
+
+
+def _warnings(job: Job) -> list[str]:
+    planned = [each.message for each in job.plan.findings if each.severity == "warning"]
+    if not job.settings.SMOKE and (full := sheet.too_full(job.plan, job.site.gpu)):
+        planned.append(full.message)
+    return [*placeholders(job), *planned]
+
+
+def explain(job: Job) -> str:
+    """Return every argument and environment variable with the place that set it."""
+    rows = [
+        (" ".join(quote(word) for word in argument.words()), argument.origin)
+        for argument in job.arguments.values()
+    ]
+    rows += [
+        (f"{name}={quote(text)}", origin)
+        for name, (text, origin) in sorted(job.environment.items())
+    ]
+    width = min(60, max(len(left) for left, _ in rows))
+    return "\n".join(f"{left:{width}}  {origin}" for left, origin in rows)

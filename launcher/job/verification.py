@@ -1,0 +1,130 @@
+"""VERIFY=1: the same job through Megatron itself, on this machine and without its GPUs.
+
+launcher/megatron/verify.py is the judge: Megatron's parser, validation, configuration and process
+groups at the true world size, and the model of one rank of every pipeline stage on the meta device.
+Here its verdict is compared with the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.config import releases
+from launcher.config.arguments import argv
+from launcher.errors import UsageError
+from launcher.job import local
+from launcher.job.build import Job
+from launcher.plan.rules.case import CAPABILITY
+
+JUDGE = Path(__file__).parents[1] / "megatron" / "verify.py"
+# The judge follows the arguments and builders of these; older releases have others.
+JUDGED = ("0.19", "dev")
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What Megatron says of a job, and where the plan says something else."""
+
+    megatron: str  # which Megatron was asked
+    accepted: bool
+    refused_by: str | None  # parser, validate_args, configuration, groups or model
+    message: str  # Megatron's own, of a refusal
+    stages: int  # pipeline stages whose parameters were counted
+    differences: tuple[str, ...]
+    seconds: float = field(compare=False)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether Megatron takes the job, and the plan is right about it."""
+        return self.accepted and not self.differences
+
+    def lines(self) -> list[str]:
+        """Return the opinion for a reader."""
+        verdict = (
+            f"accepts the job and has the plan's parameters on all {self.stages} stages"
+            if self.agrees
+            else "accepts the job"
+            if self.accepted
+            else f"refuses the job ({self.refused_by}): {self.message}"
+        )
+        return [
+            f"{self.megatron} itself {verdict} ({self.seconds:.0f} s)",
+            *(f"error: the plan differs: {line}" for line in self.differences),
+        ]
+
+
+def ask(job: Job) -> Opinion:
+    """Let Megatron judge a job. Raises UsageError where it cannot be asked here."""
+    settings = job.settings
+    release = releases.SUPPORTED[releases.index(settings.MCORE_RELEASE_VERSION)]
+    if release not in JUDGED:
+        raise UsageError(
+            f"VERIFY=1 asks Megatron-Core {' or '.join(JUDGED)}; this job is for "
+            f"MCORE_RELEASE_VERSION={settings.MCORE_RELEASE_VERSION}"
+        )
+    local.set_up(settings)
+    python, _ = local.training_python(settings)
+    checkout = settings.MEGATRON_PATH or ""
+    here = Path(checkout).is_dir() and bool(checkout)
+    has = local.installed(python, "megatron_core") or "of this Python"
+    if not here and release not in (".".join(has.split(".")[:2]), "of this Python"):
+        raise UsageError(
+            f"VERIFY=1 has Megatron-Core {has} to ask; for {release} set MEGATRON_PATH to a "
+            "checkout that this machine can read"
+        )
+    request = {
+        "name": job.name,
+        "argv": argv(job.arguments),
+        "world_size": job.world_size,
+        "environment": {name: text for name, (text, _) in job.environment.items()},
+        "compute_capability": CAPABILITY.get(settings.GPU or "", CAPABILITY["H100"]),
+        "build": "all",
+    }
+    done = subprocess.run(
+        [str(python), str(JUDGE)],
+        input=json.dumps(request) + "\n",
+        env={**os.environ, "PYTHONPATH": checkout} if here else None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0 or not done.stdout.strip():
+        raise UsageError(f"VERIFY=1: Megatron could not be asked: {_last_line(done.stderr)}")
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    return Opinion(
+        megatron=f"Megatron in {checkout}" if here else f"Megatron-Core {has}",
+        accepted=verdict["accepted"],
+        refused_by=verdict["refused_by"],
+        message=verdict["message"],
+        stages=len(verdict["stages"]),
+        differences=tuple(_differences(job, verdict)),
+        seconds=verdict["seconds"],
+    )
+
+
+def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
+    """Return where plan and Megatron disagree: on the job, or on a stage's parameters."""
+    if not verdict["accepted"] and verdict["refused_by"] is None:
+        return [f"Megatron could not judge: {verdict['message']}"]
+    if verdict["accepted"] != (not job.objections):
+        return ["it finds no error" if verdict["accepted"] is False else "it refuses the job"]
+    if not verdict["accepted"]:
+        return []
+    found = []
+    for stage, count in zip(verdict["stages"], job.plan.counts):
+        if stage["parameters"] != count.total:
+            found.append(
+                f"stage {stage['pipeline_rank']} has {stage['parameters']} parameters in "
+                f"Megatron, {count.total} in the plan"
+            )
+    return found
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,144 @@
+"""The directory of one run: what was launched, with what, and what became of it.
+
+job.sh              the script, as submitted
+plan.txt, plan.json  what was known of the job before it started
+arguments.yaml      every Megatron argument with the place that set it
+environment.yaml    the settings and the training processes' environment, without secrets
+versions.yaml       git commits (and whether dirty), megatron-core, torch
+submission.yaml     what was done with the script and how it ended
+log                 the output; on Slurm a link to the newest log.N
+log.1, log.2 …      on Slurm the logs of the run's jobs, links into OUTPUT_PATH/slurm_logs
+started, failure    when the first job started, and how the last one failed (RESUBMIT)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config.settings import FIELDS, SECRETS
+from launcher.errors import UsageError
+from launcher.job import local
+from launcher.job.build import Job
+from launcher.job.summary import as_json, summary
+
+
+def create(path: Path) -> bool:
+    """Make a new run directory and its parents; False when it exists. Raises UsageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent.parent / "slurm_logs").mkdir(exist_ok=True)
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():
+            return False
+        raise UsageError(f"OUTPUT_PATH cannot be used: {path} is in the way") from None
+    except OSError as error:
+        raise UsageError(
+            f"OUTPUT_PATH cannot be written: {error.strerror}: {error.filename}"
+        ) from None
+    return True
+
+
+def fill(job: Job, script: str) -> None:
+    """Write everything that is known before the start."""
+    write(job.run_dir / "job.sh", script)
+    write(job.run_dir / "plan.txt", summary(job, everything=True) + "\n")
+    write(job.run_dir / "plan.json", as_json(job) + "\n")
+    (job.run_dir / "job.sh").chmod(0o755)
+    arguments = {
+        argument.flag: {"values": list(argument.values), "origin": argument.origin}
+        for argument in job.arguments.values()
+    }
+    _write_yaml(
+        job.run_dir / "arguments.yaml", {"program": list(job.program), "arguments": arguments}
+    )
+    settings = {
+        name: {"value": given, "origin": job.settings.origin(name)}
+        for name in FIELDS
+        if name not in SECRETS and (given := getattr(job.settings, name)) is not None
+    }
+    environment = {
+        name: {"value": text, "origin": origin} for name, (text, origin) in job.environment.items()
+    }
+    _write_yaml(
+        job.run_dir / "environment.yaml", {"settings": settings, "environment": environment}
+    )
+    _write_yaml(job.run_dir / "versions.yaml", versions(job))
+
+
+def record(job: Job, **facts: Any) -> None:
+    """Note what was done with the script, and later how it ended."""
+    path = job.run_dir / "submission.yaml"
+    known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    _write_yaml(path, {**known, **facts})
+
+
+def versions(job: Job) -> dict[str, Any]:
+    """Return what can be read here of the versions that the job uses."""
+    found: dict[str, Any] = {"launcher": _git(Path(job.settings.WORKSPACE))}
+    if job.settings.MEGATRON_PATH:
+        path = Path(job.settings.MEGATRON_PATH)
+        found["megatron-lm"] = _git(path) if path.is_dir() else "inside the container"
+        found["megatron-core"] = _package_info(path / "megatron" / "core" / "package_info.py")
+    python = next(
+        (Path(word) for word in job.program if Path(word).name.startswith("python")), None
+    )
+    if python is not None and python.is_absolute():
+        for package in ("megatron_core", "torch", "transformer_engine"):
+            version = local.installed(python, package)
+            if version:
+                found.setdefault(package.replace("_", "-"), version)
+    if job.settings.CONTAINER_IMAGE and not python:
+        found["container"] = job.settings.CONTAINER_IMAGE
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _git(path: Path) -> dict[str, Any]:
+    def run(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", "-C", str(path), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = run("rev-parse", "HEAD")
+    except FileNotFoundError:
+        return {"commit": "unknown: git is not installed"}
+    return (
+        {"commit": commit, "dirty": bool(run("status", "--porcelain"))}
+        if commit
+        else {"commit": "not a git checkout"}
+    )
+
+
+def _package_info(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    found = dict(
+        re.findall(
+            r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = (.+)$",
+            path.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
+    numbers = ".".join(found.get(name, "?") for name in ("MAJOR", "MINOR", "PATCH"))
+    return numbers + found.get("PRE_RELEASE", "").strip("'\"")

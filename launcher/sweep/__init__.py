@@ -1,0 +1,1 @@
+"""Many jobs from one grid."""

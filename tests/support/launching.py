@@ -1,0 +1,74 @@
+"""Launching as a user does: the entry point, with a clean environment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STAMP = "260101_120000"
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A finished launch."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def script(self) -> str:
+        """The job script of a preview."""
+        return _between(self.stdout, "DRY RUN - SLURM Job Script", "End of DRY RUN")
+
+    @property
+    def command(self) -> list[str]:
+        """The training command of a preview, split as a POSIX shell would."""
+        return shlex.split(
+            _between(self.stdout, "Full Training Command", "End of Full Training Command")
+        )
+
+    def flag(self, name: str) -> list[str] | None:
+        """The values that a flag has in the training command; None where it is not there."""
+        words = self.command
+        if name not in words:
+            return None
+        assert words.count(name) == 1, f"{name} is there twice"
+        rest = words[words.index(name) + 1 :]
+        end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+        return rest[:end]
+
+
+def _between(text: str, start: str, end: str) -> str:
+    return text.split(f"=== {start} ===\n", 1)[1].split(f"=== {end} ===\n", 1)[0]
+
+
+def launch(
+    words: Sequence[str] = (), cwd: Path = ROOT, script: Path | None = None, **variables: str
+) -> Launched:
+    """Run the entry point with nothing of this shell's environment but what a login has."""
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
+    }
+    done = subprocess.run(
+        ["bash", str(script or ROOT / "sbatch_benchmarking.sh"), *words],
+        cwd=cwd,
+        env={**kept, "TIMESTAMP": STAMP, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Launched(done.returncode, done.stdout, done.stderr)
+
+
+def preview(words: Sequence[str] = (), **variables: str) -> Launched:
+    """Run a dry run that must succeed; DeepSeek-V3 unless MODEL says otherwise."""
+    launched = launch(words, **{"MODEL": "DeepSeek-V3", "DRY_RUN": "1", **variables})
+    assert launched.status == 0, launched.stderr
+    return launched
