@@ -13,6 +13,21 @@ MODEL_NAME=${MODEL##*/}
 MODEL_NAME=${MODEL_NAME%.yaml}
 export WORKSPACE MODEL CLUSTER MODEL_NAME
 
+# Become `python -m launcher` with these words.
+launcher() {
+  local python=$WORKSPACE/.venv/launcher/bin/python
+  if [[ ! -x $python ]]; then python=python3; fi
+  if ! command -v "$python" >/dev/null; then
+    echo "error: python3 is not on PATH; Python 3.9 or newer is needed" >&2
+    exit 1
+  fi
+  exec "$python" "$WORKSPACE/launcher/__main__.py" "$@"
+}
+
+for word in "$@"; do
+  if [[ $word == -h || $word == --help ]]; then launcher help "${LAUNCHER_COMMAND:-submit}"; fi
+done
+
 cluster_conf=$WORKSPACE/cluster_configs/benchmarking/$CLUSTER.conf
 if [[ $CLUSTER == *.conf ]]; then cluster_conf=$CLUSTER; fi
 
@@ -51,10 +66,4 @@ if [[ ${LAUNCHER_COMMAND:-} == layers ]]; then
   exec env --null
 fi
 
-python=$WORKSPACE/.venv/launcher/bin/python
-if [[ ! -x $python ]]; then python=python3; fi
-if ! command -v "$python" >/dev/null; then
-  echo "error: python3 is not on PATH; Python 3.9 or newer is needed" >&2
-  exit 1
-fi
-exec "$python" "$WORKSPACE/launcher/__main__.py" "${LAUNCHER_COMMAND:-submit}" "$@"
+launcher "${LAUNCHER_COMMAND:-submit}" "$@"

@@ -6,27 +6,39 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable
 
 from launcher.config import bash_layers, settings
 from launcher.config.arguments import argv
 from launcher.config.settings import LAYER_ORIGINS
 from launcher.errors import UsageError, did_you_mean
-from launcher.job import build
+from launcher.job import request
+from launcher.job.build import build
+from launcher.job.draft import Job
+from launcher.job.request import Request
+from launcher.job.script import check_secrets, render
 from launcher.job.summary import explain, report
 from launcher.plan import flags
 from launcher.run import start
 from launcher.sweep import sweep
 
+HELP = ("-h", "--help")
+
 
 def main(words: Sequence[str]) -> int:
     """Run one command, return its exit status; a UsageError is one line on stderr and status 1."""
-    command, *rest = words or ["help"]
+    name, *rest = words or ["help"]
     try:
-        if command not in COMMANDS:
-            hint = did_you_mean(command, COMMANDS)
-            raise UsageError(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}")
-        return COMMANDS[command](rest)
+        if name in HELP:
+            name = "help"
+        if name not in COMMANDS:
+            hint = did_you_mean(name, COMMANDS)
+            raise UsageError(f"unknown command {name!r}; known: {', '.join(COMMANDS)}.{hint}")
+        if any(word in HELP for word in rest):
+            name, rest = "help", [name]
+        return COMMANDS[name].run(rest)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,9 +50,85 @@ def main(words: Sequence[str]) -> int:
         return 130
 
 
-def _help(_words: Sequence[str]) -> int:
-    for name, function in COMMANDS.items():
-        print(f"python -m launcher {name:10} {(function.__doc__ or '').splitlines()[0]}")
+@dataclass(frozen=True)
+class Command:
+    """One command; the first line of its function's docstring is its summary."""
+
+    run: Callable[[Sequence[str]], int]
+    usage: str  # the words after its name
+
+    @property
+    def help(self) -> tuple[str, str]:
+        """What it does, in a line, and the rest."""
+        first, _, rest = (self.run.__doc__ or "").partition("\n")
+        return first, "\n".join(line.strip() for line in rest.strip().splitlines())
+
+
+def _submit(words: Sequence[str]) -> int:
+    """Submit the job, or preview it with DRY_RUN=1.
+
+    The same as `bash sbatch_benchmarking.sh`. MODEL names the job and CLUSTER its place; further
+    variables change it, and flags go to Megatron as they are:
+
+    MODEL=DeepSeek-V3 CLUSTER=mine TP=2 bash sbatch_benchmarking.sh --mtp-num-layers 1
+    """
+    read = _request("submit", words)
+    if not read.settings.DRY_RUN:
+        return start.start(read)
+    job = build(read)
+    script = render(job)
+    check_secrets(script, os.environ)
+    start.tell(job, start.ask(job))
+    print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
+    print(
+        "=== Full Training Command ===",
+        shlex.join(job.command),
+        "=== End of Full Training Command ===",
+        sep="\n",
+    )
+    return 0
+
+
+def _sweep(words: Sequence[str]) -> int:
+    """Submit every point of a YAML grid once, or plan them with DRY_RUN=1.
+
+    Run it again to continue, or to see the results. WAIT=1 stays until the last job has ended.
+    """
+    return sweep.sweep(words, os.environ)
+
+
+def _plan(words: Sequence[str]) -> int:
+    """Print what the job is and whether it can work (status 1: no); --all: every stage.
+
+    PLAN_FORMAT=json prints it for tools, VERIFY=1 asks Megatron itself too.
+    """
+    given = [word for word in words if word != "--all"]
+    job = build(_request("plan", words, given))
+    opinion = start.ask(job)
+    print(report(job, opinion, everything=len(given) < len(words)))
+    refused = opinion is not None and not opinion.agrees
+    return 1 if job.objections or refused else 0
+
+
+def _arguments(words: Sequence[str]) -> int:
+    """Print the job's Megatron arguments, resolved, one a line, with the place that set each."""
+    print(explain(_job("arguments", words)))
+    return 0
+
+
+def _argv(words: Sequence[str]) -> int:
+    """Print the job for other programs: a JSON object of argv, world_size and release.
+
+    It is an error where the release's parser would refuse an argument.
+    """
+    job = _job("argv", words)
+    release = job.settings.MCORE_RELEASE_VERSION
+    for finding in flags.check(job.arguments, release):
+        if finding.severity == "error":
+            raise UsageError(finding.message)
+    print(
+        json.dumps({"argv": argv(job.arguments), "world_size": job.world_size, "release": release})
+    )
     return 0
 
 
@@ -50,80 +138,48 @@ def _settings(_words: Sequence[str]) -> int:
     return 0
 
 
-def _arguments(words: Sequence[str]) -> int:
-    """Print the job's Megatron arguments, resolved, one a line, with the place that set each."""
-    described = build.build(_read("arguments", words), words, os.environ)
-    print(explain(described))
+def _help(words: Sequence[str]) -> int:
+    """Print the commands, or how to use one of them."""
+    if words and words[0] not in COMMANDS:
+        hint = did_you_mean(words[0], COMMANDS)
+        raise UsageError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.{hint}")
+    if words:
+        command = COMMANDS[words[0]]
+        summary, more = command.help
+        usage = f"usage: [VARIABLE=value …] python3 -m launcher {words[0]} {command.usage}".rstrip()
+        print(usage, "", summary, *([more] if more else []), sep="\n")
+        print("\nThe variables: python3 -m launcher settings")
+        return 0
+    print("usage: [VARIABLE=value …] python3 -m launcher COMMAND [word …]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:10} {command.help[0]}")
+    print("\nHow to use one of them: python3 -m launcher help COMMAND")
     return 0
 
 
-def _argv(words: Sequence[str]) -> int:
-    """Print the job for other programs: a JSON object of argv, world_size and release.
-
-    Raises UsageError where the release's parser would refuse an argument.
-    """
-    described = build.build(_read("argv", words), words, os.environ)
-    release = described.settings.MCORE_RELEASE_VERSION
-    for finding in flags.check(described.arguments, release):
-        if finding.severity == "error":
-            raise UsageError(finding.message)
-    found = {
-        "argv": argv(described.arguments),
-        "world_size": described.world_size,
-        "release": release,
-    }
-    print(json.dumps(found))
-    return 0
-
-
-def _plan(words: Sequence[str]) -> int:
-    """Print what the job is and whether it can work (status 1: no); --all: every stage."""
-    given = [word for word in words if word != "--all"]
-    described = build.build(_read("plan", words), given, os.environ)
-    opinion = start.opinion(described)
-    print(report(described, opinion, everything=len(given) < len(words)))
-    refused = opinion is not None and not opinion.agrees
-    return 1 if described.objections or refused else 0
-
-
-def _submit(words: Sequence[str]) -> int:
-    """Submit the job, or preview it with DRY_RUN=1."""
-    read = _read("submit", words)
-    if not read.DRY_RUN:
-        return start.submit(read, words, os.environ)
-    described = build.build(read, words, os.environ)
-    script = build.render(described)
-    build.check_secrets(script, os.environ)
-    start.tell(described, start.opinion(described))
-    print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
-    print(
-        "=== Full Training Command ===",
-        shlex.join(described.command),
-        "=== End of Full Training Command ===",
-        sep="\n",
-    )
-    return 0
-
-
-def _sweep(words: Sequence[str]) -> int:
-    """Submit every point of a YAML grid once, or plan them with DRY_RUN=1."""
-    return sweep.sweep(words, os.environ)
-
-
-COMMANDS = {
-    "submit": _submit,
-    "sweep": _sweep,
-    "plan": _plan,
-    "arguments": _arguments,
-    "argv": _argv,
-    "settings": _settings,
-    "help": _help,
+_FLAGS = "[--megatron-flag value …]"
+COMMANDS: Mapping[str, Command] = {
+    "submit": Command(_submit, _FLAGS),
+    "sweep": Command(_sweep, f"FILE {_FLAGS}"),
+    "plan": Command(_plan, f"[--all] {_FLAGS}"),
+    "arguments": Command(_arguments, _FLAGS),
+    "argv": Command(_argv, _FLAGS),
+    "settings": Command(_settings, ""),
+    "help": Command(_help, "[COMMAND]"),
 }
 
 
-def _read(command: str, words: Sequence[str]) -> settings.Settings:
-    """Return the settings; where the layers have not been sourced yet, start over through them."""
+def _job(command: str, words: Sequence[str]) -> Job:
+    return build(_request(command, words))
+
+
+def _request(command: str, words: Sequence[str], given: Sequence[str] | None = None) -> Request:
+    """Return what the user said; where no layer has been sourced yet, start over through them.
+
+    `given` are the words that go to Megatron, where those are not all.
+    """
     if LAYER_ORIGINS not in os.environ:
         os.environ["LAUNCHER_COMMAND"] = command
         os.execvp("bash", ["bash", str(bash_layers.ENTRY), *words])
-    return bash_layers.read(os.environ)
+    read = bash_layers.settings_of(os.environ)
+    return request.read(read, words if given is None else given, os.environ)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher import cli
 from launcher.config import model_file
 from tests.support.launching import ROOT, STAMP, launch, preview
 
@@ -313,3 +314,48 @@ def test_arguments_command_prints_the_resolved_list():
     assert re.search(
         r"^--num-experts 384 +model_configs/benchmarking/Kimi-K2.yaml:\d+$", done.stdout, re.M
     )
+
+
+def test_the_launcher_without_words_prints_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words", [["help"], ["--help"], ["-h"], *([name, "--help"] for name in cli.COMMANDS)]
+)
+def test_help_is_printed_and_nothing_else_happens(words: list[str], capsys):
+    assert cli.main(words) == 0
+    seen = capsys.readouterr()
+    assert seen.err == ""
+    assert seen.out.startswith("usage: [VARIABLE=value …] python3 -m launcher ")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_says_what_it_does(name: str, capsys):
+    assert cli.main(["help", name]) == 0
+    usage, _, summary, *_ = capsys.readouterr().out.splitlines()
+    assert f"launcher {name}" in usage
+    assert summary.endswith(".")
+
+
+def test_help_of_the_entry_needs_no_model():
+    for words in (["--help"], ["--lr", "1", "-h"]):
+        seen = launch(words, MODEL="", CLUSTER="nowhere")
+        assert (seen.status, seen.stderr) == (0, "")
+        assert "bash sbatch_benchmarking.sh" in seen.stdout
+
+
+def test_help_for_an_unknown_command_is_one_line(capsys):
+    assert cli.main(["help", "sumbit"]) == 1
+    assert "Did you mean submit?" in capsys.readouterr().err
+
+
+def test_what_nodes_without_gpus_change_names_its_cause():
+    seen = preview(SMOKE="1", GPU="none", CONTAINER_RUNTIME="none", EXPLAIN="1")
+    (line,) = (line for line in seen.stderr.splitlines() if line.startswith("--transformer-impl"))
+    assert line.endswith("GPU=none")
+    assert "CLUSTER=local" not in seen.stderr

@@ -7,10 +7,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.config import model_file, settings
+from launcher import ROOT
+from launcher.config import model_file
+from launcher.config.settings import Settings, from_environment
 from launcher.errors import UsageError, did_you_mean
 
-ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ROOT / "sbatch_benchmarking.sh"
 
 
@@ -37,7 +38,7 @@ def source(
     return left, entries[: int(count)]
 
 
-def read(environ: Mapping[str, str]) -> settings.Settings:
+def settings_of(environ: Mapping[str, str]) -> Settings:
     """Return the settings that the layers left behind. Raises UsageError."""
     cluster = environ["CLUSTER"]
     known = sorted(path.stem for path in (ROOT / "cluster_configs" / "benchmarking").glob("*.conf"))
@@ -51,4 +52,4 @@ def read(environ: Mapping[str, str]) -> settings.Settings:
         raise UsageError(
             f"MODEL is not set. Known: {', '.join(model_file.names(ROOT))}; or the path of a .yaml"
         )
-    return settings.read(environ)
+    return from_environment(environ)

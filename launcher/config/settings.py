@@ -15,6 +15,7 @@ from typing import Any, Callable
 from launcher.errors import UsageError, did_you_mean
 
 LAYER_ORIGINS = "LAYER_ORIGINS"  # lines of "<layer file>: NAME NAME …", written by the entry point
+_PLACEHOLDER = re.compile(r"YOUR_[A-Z]+|your_own_[a-z]+")
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # never written to a file, a log or the terminal
 
 
@@ -234,22 +235,22 @@ class Settings:
     COMMENT: str | None = _setting("logging", TEXT, "tag at the end of the W&B experiment's name")
 
     DRY_RUN: bool = _setting(
-        "ours", SWITCH, "1: print what would be submitted, and do nothing", False
+        "launching", SWITCH, "1: print what would be submitted, and do nothing", False
     )
     SMOKE: bool = _setting(
-        "ours", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False
+        "launching", SWITCH, "1: the same recipe shrunk to seconds, in real Megatron-Core", False
     )
     WAIT: bool = _setting(
-        "ours", SWITCH, "1: follow the Slurm job to its end and return its exit status", False
+        "launching", SWITCH, "1: follow the Slurm job to its end and return its exit status", False
     )
     EXPLAIN: bool = _setting(
-        "ours", SWITCH, "1: print every argument with the place that set it", False
+        "launching", SWITCH, "1: print every argument with the place that set it", False
     )
-    FORCE: bool = _setting("ours", SWITCH, "1: submit although a check objects", False)
-    VERIFY: bool = _setting("ours", SWITCH, "1: let Megatron-Core itself check the job too, on this machine", False)
-    PLAN_FORMAT: str | None = _setting("ours", _choice("text", "json"), "how the plan is printed; unset: text")
+    FORCE: bool = _setting("launching", SWITCH, "1: submit although a check objects", False)
+    VERIFY: bool = _setting("launching", SWITCH, "1: let Megatron-Core itself check the job too, on this machine", False)
+    PLAN_FORMAT: str | None = _setting("launching", _choice("text", "json"), "how the plan is printed; unset: text")
     TIMESTAMP: str | None = _setting(
-        "ours",
+        "launching",
         Kind("YYMMDD_HHMMSS", str),
         "time stamp in the job's name and run directory; set it to repeat a preview to the byte",
     )
@@ -269,7 +270,7 @@ class Settings:
 FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
 
 
-def read(environ: Mapping[str, str]) -> Settings:
+def from_environment(environ: Mapping[str, str]) -> Settings:
     """Convert the environment that the layers left behind.
 
     Raises UsageError, naming the variable, what is allowed and where it was set, for a value that
@@ -324,6 +325,17 @@ def table() -> str:
             rows.append(f"| **{group}** | | |")
         rows.append(f"| {name} | {field.metadata['kind'].allowed} | {field.metadata['meaning']} |")
     return "\n".join(rows)
+
+
+def placeholders(settings: Settings) -> list[str]:
+    """Return a line for each config that still holds the template's YOUR_…, with the variables."""
+    found: dict[str, list[str]] = {}
+    for name in FIELDS:
+        if _PLACEHOLDER.search(str(getattr(settings, name) or "")):
+            found.setdefault(settings.origin(name), []).append(name)
+    return [
+        f"{origin} still has placeholders for {', '.join(names)}" for origin, names in found.items()
+    ]
 
 
 def _optional(field: dataclasses.Field[Any]) -> bool:

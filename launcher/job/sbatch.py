@@ -10,6 +10,8 @@ from launcher.config import releases
 from launcher.config.arguments import Argument, Arguments, split, value
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
+from launcher.job import container
+from launcher.job.draft import Draft
 
 SAVING_SIGNAL = "URG"
 SAVING_SECONDS = 300  # before the time limit, to finish an iteration and write a checkpoint
@@ -40,21 +42,46 @@ class Starts:
     later: Arguments
 
 
-def options(
-    settings: Settings, arguments: Arguments, nodes: int, tasks_per_node: int, name: str
-) -> tuple[list[str], list[str]]:
-    """Return sbatch's options as they stand in the script, and what the user should know of them.
+def arrange(draft: Draft) -> Draft:
+    """Return a draft with sbatch's options, its arguments in the script's order.
 
     Raises UsageError for options that cannot be.
     """
+    draft = draft.change(arguments=_arguments(draft))
+    draft = _options(draft)
+    return draft.change(*container.unseen(draft.settings))
+
+
+def _arguments(draft: Draft) -> Arguments:
+    """Return the arguments of a first start, which Megatron ends by a checkpoint in time.
+
+    Where the job saves at all, Megatron is to save and exit when the time limit comes near. The
+    signal for it is one that does nothing to other processes: Slurm sends it to all of a task's,
+    and the process that Megatron writes checkpoints through would not survive SIGTERM.
+    """
+    arguments = draft.arguments
+    if "--save" in arguments and "--exit-signal-handler" not in arguments:
+        asked = {"--exit-signal-handler": (), "--exit-signal": (f"SIG{SAVING_SIGNAL}",)}
+        release = releases.index(draft.settings.MCORE_RELEASE_VERSION)
+        if release < releases.index("0.16"):  # knows SIGTERM only
+            del asked["--exit-signal"]
+        origin = "before Slurm's time limit"
+        added = {flag: Argument(flag, values, origin) for flag, values in asked.items()}
+        arguments = {**added, **arguments}
+    split = starts(arguments)
+    return {**split.common, **split.first}
+
+
+def _options(draft: Draft) -> Draft:
+    settings, arguments = draft.settings, draft.arguments
     logs = str(Path(settings.OUTPUT_PATH) / "slurm_logs").replace("%", "%%")
     ours: dict[str, str | None] = {
-        "nodes": str(nodes),
-        "ntasks-per-node": str(tasks_per_node),
+        "nodes": str(draft.nodes),
+        "ntasks-per-node": str(draft.tasks_per_node),
         "account": settings.ACCOUNT,
         "partition": settings.PARTITION,
         "time": settings.RUN_TIME,
-        "job-name": name,
+        "job-name": draft.name,
         "dependency": "singleton",
         "output": f"{logs}/%j.log",
         "segment": str(settings.SEGMENT) if settings.GB200_CLUSTER and settings.SEGMENT else "",
@@ -75,25 +102,8 @@ def options(
                 f"{_option(replaced, chosen.pop(replaced))}"
             )
         chosen[option] = given
-    return [_option(option, given) for option, given in chosen.items()], notes
-
-
-def arranged(arguments: Arguments, release: str) -> Arguments:
-    """Return the arguments of a first start in the script's order.
-
-    Where the job saves at all, Megatron is to save and exit when the time limit comes near. The
-    signal for it is one that does nothing to other processes: Slurm sends it to all of a task's,
-    and the process that Megatron writes checkpoints through would not survive SIGTERM.
-    """
-    if "--save" in arguments and "--exit-signal-handler" not in arguments:
-        asked = {"--exit-signal-handler": (), "--exit-signal": (f"SIG{SAVING_SIGNAL}",)}
-        if releases.index(release) < releases.index("0.16"):  # knows SIGTERM only
-            del asked["--exit-signal"]
-        origin = "before Slurm's time limit"
-        added = {flag: Argument(flag, values, origin) for flag, values in asked.items()}
-        arguments = {**added, **arguments}
-    split = starts(arguments)
-    return {**split.common, **split.first}
+    options = tuple(_option(option, given) for option, given in chosen.items())
+    return draft.change(*notes, sbatch=options)
 
 
 def starts(arguments: Arguments) -> Starts:

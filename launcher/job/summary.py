@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 from launcher.config.arguments import quote
-from launcher.job import local
-from launcher.job.build import Job, placeholders
+from launcher.config.settings import placeholders
+from launcher.job.draft import Job
 from launcher.job.verification import Opinion
 from launcher.plan import sheet
 
@@ -56,7 +56,7 @@ def as_json(job: Job, opinion: Opinion | None = None) -> str:
 
 def _title(job: Job) -> str:
     settings = job.settings
-    where = "this machine" if local.is_local(settings) else settings.CLUSTER
+    where = "this machine" if job.is_local else settings.CLUSTER
     gpus = f" {job.site.gpu}" if job.site.gpu else ""
     return (
         f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
@@ -76,7 +76,7 @@ def _warnings(job: Job) -> list[str]:
     planned = [each.message for each in job.plan.findings if each.severity == "warning"]
     if not job.settings.SMOKE and (full := sheet.too_full(job.plan, job.site.gpu)):
         planned.append(full.message)
-    return [*placeholders(job), *planned]
+    return [*placeholders(job.settings), *planned]
 
 
 def explain(job: Job) -> str:

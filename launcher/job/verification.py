@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher import ROOT
 from launcher.config import releases
 from launcher.config.arguments import argv
 from launcher.errors import UsageError
-from launcher.job import local
-from launcher.job.build import Job
+from launcher.job import training
+from launcher.job.draft import Job
 from launcher.plan.rules.case import CAPABILITY
 
-JUDGE = Path(__file__).parents[1] / "megatron" / "verify.py"
+JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
 # The judge follows the arguments and builders of these; older releases have others.
 JUDGED = ("0.19", "dev")
 
@@ -67,11 +68,11 @@ def ask(job: Job) -> Opinion:
             f"VERIFY=1 asks Megatron-Core {' or '.join(JUDGED)}; this job is for "
             f"MCORE_RELEASE_VERSION={settings.MCORE_RELEASE_VERSION}"
         )
-    local.set_up(settings)
-    python, _ = local.training_python(settings)
+    training.set_up(settings)
+    python, _ = training.python(settings)
     checkout = settings.MEGATRON_PATH or ""
     here = Path(checkout).is_dir() and bool(checkout)
-    has = local.installed(python, "megatron_core") or "of this Python"
+    has = training.installed(python, "megatron_core") or "of this Python"
     if not here and release not in (".".join(has.split(".")[:2]), "of this Python"):
         raise UsageError(
             f"VERIFY=1 has Megatron-Core {has} to ask; for {release} set MEGATRON_PATH to a "

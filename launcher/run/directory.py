@@ -13,6 +13,7 @@ started, failure    when the first job started, and how the last one failed (RES
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -24,26 +25,32 @@ import yaml
 
 from launcher.config.settings import FIELDS, SECRETS
 from launcher.errors import UsageError
-from launcher.job import local
-from launcher.job.build import Job
+from launcher.job import training
+from launcher.job.draft import Job
 from launcher.job.summary import as_json, summary
 
 
-def create(path: Path) -> bool:
-    """Make a new run directory and its parents; False when it exists. Raises UsageError."""
+def create(path: Path) -> int:
+    """Make a new run directory and its parents; where the name is taken, `path`.1, `path`.2, ….
+
+    Returns the number that was appended, 0 for none. Raises UsageError.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent.parent / "slurm_logs").mkdir(exist_ok=True)
-        path.mkdir()
-    except FileExistsError:
-        if path.is_dir():
-            return False
-        raise UsageError(f"OUTPUT_PATH cannot be used: {path} is in the way") from None
+        for number in itertools.count():
+            free = path.with_name(f"{path.name}.{number}") if number else path
+            try:
+                free.mkdir()
+                return number
+            except FileExistsError:
+                if not free.is_dir():
+                    raise UsageError(f"OUTPUT_PATH cannot be used: {free} is in the way") from None
     except OSError as error:
         raise UsageError(
             f"OUTPUT_PATH cannot be written: {error.strerror}: {error.filename}"
         ) from None
-    return True
+    raise AssertionError("numbers do not end")
 
 
 def fill(job: Job, script: str) -> None:
@@ -92,7 +99,7 @@ def versions(job: Job) -> dict[str, Any]:
     )
     if python is not None and python.is_absolute():
         for package in ("megatron_core", "torch", "transformer_engine"):
-            version = local.installed(python, package)
+            version = training.installed(python, package)
             if version:
                 found.setdefault(package.replace("_", "-"), version)
     if job.settings.CONTAINER_IMAGE and not python:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.config.arguments import quote
 from launcher.errors import UsageError
-from launcher.job.build import Job
+from launcher.job.draft import Job
 from launcher.run import directory, slurm
 
 

@@ -45,13 +45,13 @@ def seconds(command: list[str]) -> float:
 
 def in_process(times: int) -> float:
     """Return the seconds that `times` jobs take to build and render in one process."""
-    from launcher.config import settings
-    from launcher.job import build
+    from launcher.config.settings import from_environment
+    from launcher.job import build, request, script
 
     environ = layered()
     start = time.perf_counter()
     for _ in range(times):
-        build.render(build.build(settings.read(environ), [], environ))
+        script.render(build.build(request.read(from_environment(environ), [], environ)))
     return time.perf_counter() - start
 
 

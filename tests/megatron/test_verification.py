@@ -9,7 +9,8 @@ import os
 import pytest
 
 from launcher.config import bash_layers
-from launcher.job import build, verification
+from launcher.job import request, verification
+from launcher.job.build import build
 from tests.support.launching import launch
 
 VARIABLES = {"MODEL": "Qwen3-30B-A3B", "VERIFY": "1", "LAUNCHER_COMMAND": "plan"}
@@ -45,7 +46,7 @@ def test_a_refusal_is_megatrons_own_word():
 def test_a_wrong_plan_is_found_out():
     """A plan that miscounts one stage by one parameter is a difference."""
     environ, _ = bash_layers.source(bash_layers.ENTRY, [], {**os.environ, **VARIABLES, "PP": "2"})
-    described = build.build(bash_layers.read(environ), [], environ)
+    described = build(request.read(bash_layers.settings_of(environ), [], environ))
     counts = list(described.plan.counts)
     counts[1] = dataclasses.replace(counts[1], dense=counts[1].dense + 1)
     vars(described.plan)["counts"] = tuple(counts)  # where the plan keeps what it worked out

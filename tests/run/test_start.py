@@ -95,8 +95,9 @@ def test_iteration_lines():
 
 def test_run_directories_are_never_shared(tmp_path: Path):
     path = tmp_path / "out" / "runs" / "a"
-    assert directory.create(path)
-    assert not directory.create(path)
+    assert directory.create(path) == 0
+    assert directory.create(path) == 1
+    assert path.with_name(f"{path.name}.1").is_dir()
 
 
 def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 
 from launcher.config import bash_layers
 from launcher.errors import UsageError
-from launcher.sweep import grid, sweep
+from launcher.sweep import grid, points
+from launcher.sweep.state import State, recorded
 from tests.support.launching import ROOT, preview
 
 SWEEP = """\
@@ -137,7 +138,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(sweep_file, tmp_path: Path):
 
 def test_a_point_is_the_single_launch(sweep_file, tmp_path: Path):
     """The script of a planned point equals the one of the same launch by hand, to the byte."""
-    from launcher.job import build
+    from launcher.job.build import build
+    from launcher.job.script import render
 
     recipe = "best_practice/Qwen3/run_qwen3_30b_h100.sh"
     path = sweep_file(
@@ -148,19 +150,18 @@ def test_a_point_is_the_single_launch(sweep_file, tmp_path: Path):
         "OUTPUT_PATH": str(tmp_path),
         "TIMESTAMP": "260101_120000",
     }
-    (planned,) = sweep.plan(grid.read(path), ["--eval-iters", "3"], environ)
+    (planned,) = points.plan(grid.read(path), ["--eval-iters", "3"], environ)
     assert planned.refusal == ""
     by_hand = preview(
         ["--log-interval", "7", "--lr", "2e-5", "--eval-iters", "3"],
         script=ROOT / recipe,
         GBS="512",
         MODEL="",
-        OUTPUT_PATH=planned.environ["OUTPUT_PATH"],
-        RUN_NAME=planned.environ["RUN_NAME"],
+        OUTPUT_PATH=planned.request.environ["OUTPUT_PATH"],
+        RUN_NAME=planned.request.environ["RUN_NAME"],
     )
-    described = build.build(planned.settings, planned.words, planned.environ)
-    assert build.render(described) == by_hand.script
-    assert Path(planned.environ["OUTPUT_PATH"]).parent == tmp_path / "mine"
+    assert render(build(planned.request)) == by_hand.script
+    assert Path(planned.request.environ["OUTPUT_PATH"]).parent == tmp_path / "mine"
 
 
 def test_points_share_no_directory_and_no_job_name(sweep_file):
@@ -168,14 +169,14 @@ def test_points_share_no_directory_and_no_job_name(sweep_file):
     text = "arguments:\n  --comment: ['a b', [a, b], a/b, 'a%b']"
     read = grid.read(sweep_file(text))
     environ = {"MODEL_NAME": "m", "OUTPUT_PATH": "/o"}
-    places = [sweep._place(read, point, environ) for point in read.points()]
+    places = [points._place(read, point, environ) for point in read.points()]
     for name in ("OUTPUT_PATH", "RUN_NAME"):
         assert len({place[name] for place in places}) == 4
 
 
 def test_the_environment_wins_over_fixed_values_and_not_over_axes(sweep_file):
     path = sweep_file()
-    (first, *_) = sweep.plan(grid.read(path), [], {"PATH": os.environ["PATH"], "NNODES": "32"})
+    (first, *_) = points.plan(grid.read(path), [], {"PATH": os.environ["PATH"], "NNODES": "32"})
     assert first.ranks == 256
     seen = run(path, DRY_RUN="1", TP="4")
     assert seen.stderr == f"error: TP is an axis of {path}, and it is set in the environment too\n"
@@ -206,25 +207,25 @@ def test_a_local_sweep_can_be_planned_but_not_submitted(sweep_file):
 
 def test_the_state_survives_a_torn_line(tmp_path: Path):
     path = tmp_path / "mine.yaml.state"
-    state = sweep.State(path)
+    state = State(path)
     state.note("a", run_dir="/runs/a")
     state.note("a", job_id="1")
     state.file.close()
     with path.open("a") as file:
         file.write('{"point": "b", "run_d')
-    assert sweep.recorded(path) == {"a": {"run_dir": "/runs/a", "job_id": "1"}}
-    state = sweep.State(path)
+    assert recorded(path) == {"a": {"run_dir": "/runs/a", "job_id": "1"}}
+    state = State(path)
     state.note("c", run_dir="/runs/c")
     assert [json.loads(line)["point"] for line in path.read_text().splitlines()] == ["a", "a", "c"]
     with pytest.raises(UsageError, match="this sweep is running already"):
-        sweep.State(path)
+        State(path)
 
 
 def test_a_file_that_is_no_state_is_left_alone(tmp_path: Path):
     path = tmp_path / "mine.yaml.state"
     path.write_text("my notes\n")
     with pytest.raises(UsageError, match=r"mine.yaml.state:1: not a line of a sweep's state"):
-        sweep.recorded(path)
+        recorded(path)
 
 
 def test_layers_give_words_and_environment_unchanged(tmp_path: Path):

@@ -1,0 +1,74 @@
+"""A job while it is being put together, and the finished one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config.arguments import Arguments, argv
+from launcher.config.settings import Settings
+from launcher.plan.sheet import Plan, Site
+
+Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is decided so far; each step of build.py returns a new one."""
+
+    settings: Settings
+    written: Arguments  # by the model's YAML and TRAINING_PARAMS
+    command_line: Arguments
+    arguments: Arguments  # all of Megatron's, resolved
+    environment: Environment  # of the training processes
+    program: tuple[str, ...]  # the words before Megatron's arguments
+    nodes: int
+    tasks_per_node: int
+    name: str
+    run_dir: Path
+    sbatch: tuple[str, ...]  # options of the job script
+    notes: tuple[str, ...]  # what the user should know
+
+    @property
+    def world_size(self) -> int:
+        """Training processes, one a GPU."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, without Slurm."""
+        return Path(self.settings.CLUSTER).name in ("local", "local.conf")
+
+    @property
+    def gpu(self) -> str | None:
+        """The kind of GPU it runs on; None without one, and on this machine, whose is unknown."""
+        return None if self.is_local or self.settings.GPU == "none" else self.settings.GPU
+
+    def change(self, *notes: str, **fields: Any) -> Draft:
+        """Return a draft with other values in these fields, and further notes."""
+        return dataclasses.replace(self, **fields, notes=(*self.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Job(Draft):
+    """What runs: everything that the script, the preview and the run directory are made from."""
+
+    plan: Plan
+
+    @property
+    def objections(self) -> tuple[str, ...]:
+        """Why it cannot work."""
+        return tuple(each.message for each in self.plan.findings if each.severity == "error")
+
+    @property
+    def site(self) -> Site:
+        """Where it runs, as the plan sees it."""
+        return Site(self.settings.MODEL_NAME, self.nodes, self.tasks_per_node, self.gpu)
+
+    @property
+    def command(self) -> list[str]:
+        """The words that each training process (or torchrun, locally) is started with."""
+        return [*self.program, *argv(self.arguments)]

@@ -1,0 +1,86 @@
+"""What a job is made from: all that is read before its first step, so that the steps are pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config import model_file
+from launcher.config.model_file import Model
+from launcher.config.settings import Settings
+from launcher.job import training
+from launcher.plan.flags import release_of
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has for training processes."""
+
+    gpus: int  # NVIDIA GPUs that processes started here would see
+    cpus: int
+    python: Path  # the Python that they run in
+    transformer_engine: bool  # whether that Python has it
+
+
+@dataclass(frozen=True)
+class Request:
+    """One launch: what the user said, and what was found here."""
+
+    settings: Settings
+    words: tuple[str, ...]  # the command line
+    environ: Mapping[str, str]
+    model: Model
+    machine: Machine
+    folder: str  # the working directory
+    release: str | None  # of Megatron-Core in MEGATRON_PATH; None where that cannot be told
+    script_is_here: bool  # whether this machine sees the training script
+    stamp: str  # the time in the job's name, YYMMDD_HHMMSS
+    number: int = 0  # above 0: another launch of the same second has the name
+
+
+def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> Request:
+    """Read what a job is made from: the model's YAML, this machine, the clock.
+
+    Raises UsageError where there is no such model, or its YAML is not one.
+    """
+    script = training.script(settings)
+    checkout = settings.MEGATRON_PATH
+    return Request(
+        settings=settings,
+        words=tuple(words),
+        environ=environ,
+        model=model_file.load(model_file.find(settings), Path(settings.WORKSPACE)),
+        machine=look(settings, environ),
+        folder=os.getcwd(),
+        release=release_of(Path(checkout)) if checkout else None,
+        script_is_here=script is not None and Path(script).is_file(),
+        stamp=_stamp(settings),
+    )
+
+
+def renew(request: Request) -> Request:
+    """Return the same launch at this moment: a sweep submits long after it has planned."""
+    return dataclasses.replace(request, stamp=_stamp(request.settings))
+
+
+def look(settings: Settings, environ: Mapping[str, str]) -> Machine:
+    """Look at what this machine has."""
+    devices = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = min(devices, sum(map(bool, visible.split(","))))
+    python, _ = training.python(settings)
+    return Machine(
+        gpus=devices,
+        cpus=os.cpu_count() or 1,
+        python=python,
+        transformer_engine=training.has_package(python, "transformer_engine"),
+    )
+
+
+def _stamp(settings: Settings) -> str:
+    return settings.TIMESTAMP or time.strftime("%y%m%d_%H%M%S")

@@ -1,0 +1,71 @@
+"""The training program: its script, its Python, and the environment that set-up makes for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher import ROOT
+from launcher.config.settings import Settings
+from launcher.errors import UsageError
+
+ENTRY = ROOT / "launcher" / "megatron" / "pretrain.py"  # where a machine lacks something
+
+
+def script(settings: Settings) -> str | None:
+    """Return the script that trains; None where neither it nor a checkout is named."""
+    if settings.TRAINING_SCRIPT_PATH:
+        return settings.TRAINING_SCRIPT_PATH
+    return f"{settings.MEGATRON_PATH}/pretrain_gpt.py" if settings.MEGATRON_PATH else None
+
+
+def entry_environment(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Return what tells ENTRY which training script and which Megatron to run."""
+    trains = script(settings)
+    if trains is None:
+        return {}
+    found = {"TRAINING_SCRIPT_PATH": (trains, "setting")}
+    if settings.MEGATRON_PATH:
+        found["MEGATRON_PATH"] = (settings.MEGATRON_PATH, "setting")
+    return found
+
+
+def python(settings: Settings) -> tuple[Path, bool]:
+    """Return the Python of the training processes, and whether it has what they need.
+
+    This Python is taken where it can import torch and Megatron already (in a container, say);
+    else the one that set-up makes under .venv/training.
+    """
+    own = Path(settings.WORKSPACE) / ".venv" / "training"
+    if (
+        sys.version_info >= (3, 12)
+        and (settings.MEGATRON_PATH or importlib.util.find_spec("megatron") is not None)
+        and importlib.util.find_spec("torch") is not None
+    ):
+        return Path(sys.executable), True
+    return own / "bin" / "python", (own / "installed").is_file()
+
+
+def set_up(settings: Settings) -> None:
+    """Install what the training processes lack. Raises UsageError when that fails."""
+    _, ready = python(settings)
+    if not ready:
+        script = ROOT / "launcher" / "setup.sh"
+        if subprocess.run(["bash", str(script), "training"], check=False).returncode != 0:
+            raise UsageError(
+                "the training environment could not be set up; the lines above say why"
+            )
+
+
+def has_package(python: Path, package: str) -> bool:
+    """Say whether a package lies beside an interpreter, without starting that."""
+    return any(python.parent.parent.glob(f"lib*/python3*/*-packages/{package}"))
+
+
+def installed(python: Path, package: str) -> str | None:
+    """Return a package's version from its dist-info beside an interpreter; None where it is not."""
+    pattern = f"lib*/python3*/site-packages/{package}-*.dist-info"
+    found = sorted((python.parent.parent).glob(pattern))
+    return found[0].name[len(package) + 1 : -len(".dist-info")] if found else None
