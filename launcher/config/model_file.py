@@ -164,36 +164,21 @@ def _shown(path: Path, workspace: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed: int, shown: str) -> dict:
     """Return the file's top-level keys; the two maps as name → Entry."""
-    root = plain_yaml.compose(path, shown)
     keys: dict = {}
-    for key, node in plain_yaml.pairs(root, shown, "the file"):
-        where = f"{shown}:{key.start_mark.line + 1}"
-        if key.value not in _KEYS:
-            hint = did_you_mean(key.value, _KEYS)
-            raise UsageError(
-                f"{where}: unknown key {key.value!r}; allowed: {', '.join(_KEYS)}.{hint}"
-            )
-        if key.value == "EXTENDS":
-            keys[key.value] = Entry(str(plain_yaml.value(node, where)), where)
+    for name, (node, where) in plain_yaml.sections(path, shown, _KEYS).items():
+        if name == "EXTENDS":
+            keys[name] = Entry(str(plain_yaml.value(node, where)), where)
         else:
-            keys[key.value] = _entries(node, shown, key.value)
+            keys[name] = _entries(node, shown, name)
     return keys
 
 
 def _entries(node: yaml.Node, shown: str, section: str) -> dict[str, Entry]:
-    pattern = r"--[A-Za-z][\w-]*" if section == "MODEL_ARGS" else r"[A-Za-z_][A-Za-z0-9_]*"
     entries: dict[str, Entry] = {}
-    for key, child in plain_yaml.pairs(node, shown, section):
-        where = f"{shown}:{key.start_mark.line + 1}"
-        name = key.value
-        if not isinstance(name, str) or not re.fullmatch(pattern, name):
-            kind = "a flag (--name)" if section == "MODEL_ARGS" else "a variable's name"
-            raise UsageError(f"{where}: {name!r} in {section} is not {kind}")
+    for name, child, where in plain_yaml.named(node, shown, section, section == "MODEL_ARGS"):
         if section == "ENV_VARS" and name in SECRETS:
             raise UsageError(
                 f"{where}: {name} is a secret; set it in the environment, not in a file"
             )
-        if name in entries:
-            raise UsageError(f"{where}: {name} is there twice (first at {entries[name].origin})")
         entries[name] = Entry(plain_yaml.value(child, where), where)
     return entries

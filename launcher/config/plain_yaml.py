@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
 
 import yaml
 
-from launcher.errors import UsageError
+from launcher.errors import UsageError, did_you_mean
 
+_FLAG = re.compile(r"--[A-Za-z][\w-]*", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 Value = Union[bool, None, str, tuple[str, ...]]
 
 
@@ -33,6 +37,42 @@ def pairs(node: yaml.Node | None, shown: str, what: str) -> list[tuple[yaml.Node
         line = node.start_mark.line + 1
         raise UsageError(f"{shown}:{line}: {what} is to hold `name: value` lines")
     return node.value
+
+
+def sections(path: Path, shown: str, allowed: Sequence[str]) -> dict[str, tuple[yaml.Node, str]]:
+    """Return the file's top-level keys, each with its node and its place.
+
+    Raises UsageError for a key that is not allowed, and for one that is there twice.
+    """
+    found: dict[str, tuple[yaml.Node, str]] = {}
+    for key, node in pairs(compose(path, shown), shown, "the file"):
+        where, name = f"{shown}:{key.start_mark.line + 1}", key.value
+        if name not in allowed:
+            hint = did_you_mean(str(name), allowed)
+            raise UsageError(f"{where}: unknown key {name!r}; allowed: {', '.join(allowed)}.{hint}")
+        if name in found:
+            raise UsageError(f"{where}: {name} is there twice (first at {found[name][1]})")
+        found[name] = (node, where)
+    return found
+
+
+def named(
+    node: yaml.Node | None, shown: str, section: str, flags: bool
+) -> list[tuple[str, yaml.Node, str]]:
+    """Return name, value and place of each entry of a map of flags, or of variables.
+
+    Raises UsageError for a name that is neither, and for one that is there twice.
+    """
+    pattern, kind = (_FLAG, "a flag (--name)") if flags else (_VARIABLE, "a variable's name")
+    found: dict[str, tuple[str, yaml.Node, str]] = {}
+    for key, child in pairs(node, shown, section):
+        where, name = f"{shown}:{key.start_mark.line + 1}", key.value
+        if not isinstance(name, str) or not pattern.fullmatch(name):
+            raise UsageError(f"{where}: {name!r} in {section} is not {kind}")
+        if name in found:
+            raise UsageError(f"{where}: {name} is there twice (first at {found[name][2]})")
+        found[name] = (name, child, where)
+    return list(found.values())
 
 
 def value(node: yaml.Node, where: str) -> Value:

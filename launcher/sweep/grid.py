@@ -96,21 +96,11 @@ def read(path: Path) -> Grid:
     if not path.is_file():
         raise UsageError(f"{str(path)!r}: there is no such file")
     shown = str(path)
-    sections: dict[str, tuple[yaml.Node, str]] = {}
-    for key, node in plain_yaml.pairs(plain_yaml.compose(path, shown), shown, "the file"):
-        where = f"{shown}:{key.start_mark.line + 1}"
-        if key.value not in KEYS:
-            hint = did_you_mean(str(key.value), KEYS)
-            raise UsageError(
-                f"{where}: unknown key {key.value!r}; allowed: {', '.join(KEYS)}.{hint}"
-            )
-        sections[key.value] = (node, where)
+    sections = plain_yaml.sections(path, shown, KEYS)
     axes: dict[str, tuple[Given, ...]] = {}
     fixed: dict[str, Given] = {}
     for section in ("variables", "arguments"):
         for name, node, where in _named(sections.get(section, (None, ""))[0], shown, section):
-            if name in axes or name in fixed:
-                raise UsageError(f"{where}: {name} is there twice")
             if isinstance(node, yaml.SequenceNode):
                 axes[name] = _alternatives(name, node, where)
             else:
@@ -134,16 +124,10 @@ def _is_flag(name: str) -> bool:
 
 def _named(node: yaml.Node | None, shown: str, section: str) -> list[tuple[str, yaml.Node, str]]:
     """Return name, value and place of each entry, the names checked."""
-    found = []
-    for key, child in plain_yaml.pairs(node, shown, section):
-        where, name = f"{shown}:{key.start_mark.line + 1}", str(key.value)
-        kind = "a flag (--name)" if section == "arguments" else "a variable's name"
-        pattern = r"--[A-Za-z][\w-]*" if section == "arguments" else r"[A-Za-z_]\w*"
-        if not re.fullmatch(pattern, name, re.ASCII):
-            raise UsageError(f"{where}: {name!r} in {section} is not {kind}")
+    found = plain_yaml.named(node, shown, section, section == "arguments")
+    for name, _, where in found:
         if name in NOT_HERE:
             raise UsageError(f"{where}: {name} is set in the environment, not in a sweep")
-        found.append((name, child, where))
     return found
 
 
