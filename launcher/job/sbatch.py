@@ -75,7 +75,7 @@ def _arguments(draft: Draft) -> Arguments:
 def _options(draft: Draft) -> Draft:
     settings, arguments = draft.settings, draft.arguments
     logs = str(Path(settings.OUTPUT_PATH) / "slurm_logs").replace("%", "%%")
-    ours: dict[str, str | None] = {
+    ours = {
         "nodes": str(draft.nodes),
         "ntasks-per-node": str(draft.tasks_per_node),
         "account": settings.ACCOUNT,
@@ -86,7 +86,7 @@ def _options(draft: Draft) -> Draft:
         "output": f"{logs}/%j.log",
         "segment": str(settings.SEGMENT) if settings.GB200_CLUSTER and settings.SEGMENT else "",
     }
-    chosen = {option: given for option, given in ours.items() if given}
+    chosen: dict[str, str | None] = {option: given for option, given in ours.items() if given}
     # A switch is None. Where a node fails, the job starts again, and its log goes on.
     chosen.update({"exclusive": None, "requeue": None, "open-mode": "append"})
     if "--exit-signal-handler" in arguments:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.job import request
+from launcher.job.request import Request
 from launcher.run import slurm, start, submission
 from launcher.sweep import grid
+from launcher.sweep.grid import Point
 from launcher.sweep.jobs import make_room, say, settle, states_of
 from launcher.sweep.points import Planned, plan
 from launcher.sweep.state import State, recorded
@@ -33,7 +35,7 @@ def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
     state = State(state_path)
     try:
         settle(state)
-        refused = _submit(ready, read.in_flight, state)
+        refused = _submit(_without_a_job(ready, state), read.in_flight, state)
         if _on("WAIT", environ):
             make_room(1, state, "the last jobs")
     except KeyboardInterrupt:
@@ -45,26 +47,33 @@ def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return 1 if refused or (ended_badly and _on("WAIT", environ)) else 0
 
 
-def _submit(ready: Sequence[Planned], in_flight: int, state: State) -> int:
-    """Submit the points that have no job yet; return how many Slurm refused."""
-    waiting = [each for each in ready if "job_id" not in state.points.get(each.point.key, {})]
+def _without_a_job(ready: Sequence[Planned], state: State) -> list[tuple[Point, Request]]:
+    return [
+        (each.point, each.request)
+        for each in ready
+        if each.request and "job_id" not in state.points.get(each.point.key, {})
+    ]
+
+
+def _submit(waiting: Sequence[tuple[Point, Request]], in_flight: int, state: State) -> int:
+    """Submit the points one after the other; return how many Slurm refused."""
     refused = 0
-    for number, each in enumerate(waiting, 1):
+    for number, (point, asked) in enumerate(waiting, 1):
         make_room(in_flight, state, f"{len(waiting) - number + 1} points to submit")
-        asked = request.renew(each.request)
+        asked = request.renew(asked)
         job, _ = start.prepare(asked)
-        state.note(each.point.key, run_dir=str(job.run_dir))
+        state.note(point.key, run_dir=str(job.run_dir))
         try:
             job_id = submission.hand_over(job, asked.environ, [state.file.fileno()])
         except submission.Refusal as error:
-            state.note(each.point.key, refused=str(error))
-            say(f"[{number}/{len(waiting)}] {each.point.label}: {error}")
+            state.note(point.key, refused=str(error))
+            say(f"[{number}/{len(waiting)}] {point.label}: {error}")
             refused += 1
             if refused == number == REFUSALS:
                 raise UsageError(f"the first {REFUSALS} submissions were refused") from None
             continue
-        state.note(each.point.key, job_id=job_id)
-        say(f"[{number}/{len(waiting)}] {each.point.label}: job {job_id}")
+        state.note(point.key, job_id=job_id)
+        say(f"[{number}/{len(waiting)}] {point.label}: job {job_id}")
     return refused
 
 
