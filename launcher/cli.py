@@ -14,15 +14,13 @@ from launcher.config import bash_layers, settings
 from launcher.config.arguments import argv
 from launcher.config.settings import LAYER_ORIGINS
 from launcher.errors import UsageError, did_you_mean
-from launcher.job import request
+from launcher.job import request, verification
 from launcher.job.build import build
 from launcher.job.draft import Job
 from launcher.job.request import Request
 from launcher.job.script import check_secrets, render
-from launcher.job.summary import explain, report
+from launcher.job.summary import explain, report, tell
 from launcher.plan import flags
-from launcher.run import start
-from launcher.sweep import sweep
 
 HELP = ("-h", "--help")
 
@@ -74,11 +72,13 @@ def _submit(words: Sequence[str]) -> int:
     """
     read = _request("submit", words)
     if not read.settings.DRY_RUN:
+        from launcher.run import start  # a preview does without
+
         return start.start(read)
     job = build(read)
     script = render(job)
     check_secrets(script, os.environ)
-    start.tell(job, start.ask(job))
+    tell(job, verification.wanted(job))
     print(f"=== DRY RUN - SLURM Job Script ===\n{script}=== End of DRY RUN ===")
     print(
         "=== Full Training Command ===",
@@ -94,6 +94,8 @@ def _sweep(words: Sequence[str]) -> int:
 
     Run it again to continue, or to see the results. WAIT=1 stays until the last job has ended.
     """
+    from launcher.sweep import sweep  # other commands do without
+
     return sweep.sweep(words, os.environ)
 
 
@@ -104,7 +106,7 @@ def _plan(words: Sequence[str]) -> int:
     """
     given = [word for word in words if word != "--all"]
     job = build(_request("plan", words, given))
-    opinion = start.ask(job)
+    opinion = verification.wanted(job)
     print(report(job, opinion, everything=len(given) < len(words)))
     refused = opinion is not None and not opinion.agrees
     return 1 if job.objections or refused else 0

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 from launcher.config.arguments import quote
 from launcher.config.settings import placeholders
 from launcher.job.draft import Job
 from launcher.job.verification import Opinion
 from launcher.plan import sheet
+
+
+def tell(job: Job, opinion: Opinion | None) -> None:
+    """Tell the user, on stderr, what this job is."""
+    print(report(job, opinion), file=sys.stderr)
+    if job.settings.EXPLAIN:
+        print(explain(job), file=sys.stderr)
 
 
 def report(job: Job, opinion: Opinion | None = None, everything: bool = False) -> str:

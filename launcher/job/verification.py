@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ class Opinion:
             f"{self.megatron} itself {verdict} ({self.seconds:.0f} s)",
             *(f"error: the plan differs: {line}" for line in self.differences),
         ]
+
+
+def wanted(job: Job) -> Opinion | None:
+    """Return Megatron's opinion where VERIFY=1 asks for it. Raises UsageError as `ask` does."""
+    if not job.settings.VERIFY:
+        return None
+    print("VERIFY=1: Megatron-Core itself reads the job (imports, then stages) …", file=sys.stderr)
+    return ask(job)
 
 
 def ask(job: Job) -> Opinion:

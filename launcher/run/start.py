@@ -15,7 +15,8 @@ from launcher.job.build import build
 from launcher.job.draft import Job
 from launcher.job.request import Request
 from launcher.job.script import check_secrets, render
-from launcher.job.summary import explain, report
+from launcher.job.summary import tell
+from launcher.job.verification import Opinion
 from launcher.report import training_log
 from launcher.run import directory, ending, follow, here, submission
 
@@ -44,13 +45,13 @@ def start(request: Request) -> int:
     return _follow(job, job_id) if job.settings.WAIT else 0
 
 
-def prepare(request: Request) -> tuple[Job, verification.Opinion | None]:
+def prepare(request: Request) -> tuple[Job, Opinion | None]:
     """Return the job, checked, with a run directory of its own, and what Megatron says of it.
 
     Raises UsageError.
     """
     job = build(request)
-    opinion = ask(job)
+    opinion = verification.wanted(job)
     _check(job, render(job), opinion, request.environ)
     number = directory.create(job.run_dir)
     if number:  # the name was taken by another launch of this second
@@ -59,24 +60,7 @@ def prepare(request: Request) -> tuple[Job, verification.Opinion | None]:
     return job, opinion
 
 
-def ask(job: Job) -> verification.Opinion | None:
-    """Return what Megatron itself says of the job, where VERIFY=1 asks for it."""
-    if not job.settings.VERIFY:
-        return None
-    print("VERIFY=1: Megatron-Core itself reads the job (imports, then stages) …", file=sys.stderr)
-    return verification.ask(job)
-
-
-def tell(job: Job, opinion: verification.Opinion | None) -> None:
-    """Tell the user, on stderr, what this job is."""
-    print(report(job, opinion), file=sys.stderr)
-    if job.settings.EXPLAIN:
-        print(explain(job), file=sys.stderr)
-
-
-def _check(
-    job: Job, script: str, opinion: verification.Opinion | None, environ: Mapping[str, str]
-) -> None:
+def _check(job: Job, script: str, opinion: Opinion | None, environ: Mapping[str, str]) -> None:
     """Raise UsageError for whatever must stop a submission."""
     check_secrets(script, environ)
     left = placeholders(job.settings)
