@@ -30,8 +30,9 @@ def source(
         check=False,
     )
     if done.returncode != 0:
-        said = os.fsdecode(done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UsageError(f"{script} did not get through its layers: {said[-1]}")
+        told = os.fsdecode(done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+        reason = "; ".join(line.removeprefix("error: ") for line in told[-2:])
+        raise UsageError(f"{script} did not get through its layers: {reason}")
     count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
     left = dict(entry.partition("=")[::2] for entry in entries[int(count) :])
     del left["LAUNCHER_COMMAND"]
