@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ class Kind:
     convert: Callable[[str], Any]  # raises ValueError when the text is not allowed
 
 
-def _integer(minimum: int) -> Kind:
+def _integer(minimum: int, most: int | None = None) -> Kind:
     def convert(text: str) -> int:
-        if not re.fullmatch(r"[0-9]+", text) or int(text) < minimum:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < minimum:
+            raise ValueError
+        if most is not None and int(text) > most:
             raise ValueError
         return int(text)
 
-    return Kind(f"integer ≥ {minimum}", convert)
+    return Kind(f"integer ≥ {minimum}" + (f", at most {most:,}" if most else ""), convert)
 
 
 def _choice(*choices: str) -> Kind:
@@ -46,8 +49,15 @@ def _choice(*choices: str) -> Kind:
 
 
 def _duration(text: str) -> str:
-    if not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", text):
+    part = "([0-5]?[0-9]|60)"  # 00:60:00 is common, and Slurm takes it
+    known = re.fullmatch(rf"([0-9]{{1,4}}-)?[0-9]{{1,6}}(:{part}){{0,2}}", text)
+    if not known or not re.search("[1-9]", text):
         raise ValueError
+    return text
+
+
+def _stamp(text: str) -> str:
+    time.strptime(text, "%y%m%d_%H%M%S")
     return text
 
 
@@ -57,6 +67,7 @@ SWITCH = Kind("0, 1", {"0": False, "1": True, "false": False, "true": True}.__ge
 SIZE = _integer(1)
 # Upstream writes "false" for "no uneven stages"; it means the same as unset.
 LAYERS = Kind("integer ≥ 1", lambda text: None if text == "false" else SIZE.convert(text))
+NODES = _integer(1, 100_000)
 DURATION = Kind("minutes, MM:SS, HH:MM:SS or D-HH:MM:SS", _duration)
 
 
@@ -123,7 +134,7 @@ class Settings:
     MBS: int = _setting("batch and job", SIZE, "micro-batch size, sequences")
     GBS: int = _setting("batch and job", SIZE, "global batch size, sequences")
     SEQ_LEN: int = _setting("batch and job", SIZE, "sequence length, tokens")
-    NNODES: int = _setting("batch and job", SIZE, "nodes")
+    NNODES: int = _setting("batch and job", NODES, "nodes")
     RUN_TIME: str = _setting("batch and job", DURATION, "Slurm time limit")
     RESUBMIT: int = _setting(
         "batch and job", _integer(0), "follow-up jobs that Slurm may be given to continue a run that is not done; unset: 0", 0
@@ -251,7 +262,7 @@ class Settings:
     PLAN_FORMAT: str | None = _setting("launching", _choice("text", "json"), "how the plan is printed; unset: text")
     TIMESTAMP: str | None = _setting(
         "launching",
-        Kind("YYMMDD_HHMMSS", str),
+        Kind("YYMMDD_HHMMSS", _stamp),
         "time stamp in the job's name and run directory; set it to repeat a preview to the byte",
     )
 
@@ -308,6 +319,15 @@ def replace(settings: Settings, name: str, text: str, origin: str) -> Settings:
     return dataclasses.replace(settings, **{name: value}, origins=origins)
 
 
+def by_layer(environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the variables that each Bash layer set."""
+    found = {}
+    for line in environ.get(LAYER_ORIGINS, "").splitlines():
+        layer, _, names = line.rpartition(":")
+        found[layer] = names.split()
+    return found
+
+
 def as_text(value: Any) -> str:
     """Return a setting's value as configs see it: '' when unset, true or false for a switch."""
     if isinstance(value, bool):
@@ -344,7 +364,6 @@ def _optional(field: dataclasses.Field[Any]) -> bool:
 
 def _origins(environ: Mapping[str, str]) -> dict[str, str]:
     origins = {name: "environment" for name in FIELDS if environ.get(name)}
-    for line in environ.get(LAYER_ORIGINS, "").splitlines():
-        layer, _, names = line.rpartition(":")
-        origins.update({name: layer for name in names.split()})
+    for layer, names in by_layer(environ).items():
+        origins.update({name: layer for name in names})
     return origins

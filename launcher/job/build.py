@@ -13,7 +13,7 @@ from typing import Callable
 
 from launcher.config import knobs, layout, model_file, releases
 from launcher.config.arguments import Arguments, merge, parse, split, value
-from launcher.config.settings import FIELDS, LAYER_ORIGINS, SECRETS, Settings, replace
+from launcher.config.settings import FIELDS, SECRETS, Settings, by_layer, replace
 from launcher.errors import UsageError
 from launcher.job import container, cpu, local, sbatch, smoke, training
 from launcher.job.draft import Draft, Job
@@ -62,6 +62,7 @@ def _empty(request: Request) -> Draft:
         name="",
         run_dir=Path(),
         sbatch=(),
+        doubts=request.doubts,
         notes=(),
     )
 
@@ -224,9 +225,8 @@ def _environment(draft: Draft, request: Request) -> Draft:
     """Let the user's environment win, and add what the cluster config sets beyond the settings."""
     environ = request.environ
     from_layers: dict[str, str] = {}
-    for line in environ.get(LAYER_ORIGINS, "").splitlines():
-        layer, _, names = line.rpartition(":")
-        from_layers.update({name: layer for name in names.split() if name not in FIELDS})
+    for layer, names in by_layer(environ).items():
+        from_layers.update({name: layer for name in names if name not in FIELDS})
     merged = {
         name: (environ[name], from_layers.get(name, "environment")) if environ.get(name) else entry
         for name, entry in draft.environment.items()

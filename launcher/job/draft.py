@@ -30,6 +30,7 @@ class Draft:
     name: str
     run_dir: Path
     sbatch: tuple[str, ...]  # options of the job script
+    doubts: tuple[str, ...]  # variables that may be misspelt
     notes: tuple[str, ...]  # what the user should know
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import model_file
+from launcher.config import misspelt, model_file
 from launcher.config.model_file import Model
 from launcher.config.settings import Settings
 from launcher.job import training
@@ -38,6 +38,7 @@ class Request:
     folder: str  # the working directory
     release: str | None  # of Megatron-Core in MEGATRON_PATH; None where that cannot be told
     script_is_here: bool  # whether this machine sees the training script
+    doubts: tuple[str, ...]  # variables that may be misspelt
     stamp: str  # the time in the job's name, YYMMDD_HHMMSS
     number: int = 0  # above 0: another launch of the same second has the name
 
@@ -45,7 +46,7 @@ class Request:
 def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> Request:
     """Read what a job is made from: the model's YAML, this machine, the clock.
 
-    Raises UsageError where there is no such model, or its YAML is not one.
+    Raises UsageError where there is no such model, its YAML is not one, or a variable is misspelt.
     """
     script = training.script(settings)
     checkout = settings.MEGATRON_PATH
@@ -58,6 +59,7 @@ def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -
         folder=os.getcwd(),
         release=release_of(Path(checkout)) if checkout else None,
         script_is_here=script is not None and Path(script).is_file(),
+        doubts=tuple(misspelt.notes(environ)),
         stamp=_stamp(settings),
     )
 

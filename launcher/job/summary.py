@@ -84,7 +84,7 @@ def _warnings(job: Job) -> list[str]:
     planned = [each.message for each in job.plan.findings if each.severity == "warning"]
     if not job.settings.SMOKE and (full := sheet.too_full(job.plan, job.site.gpu)):
         planned.append(full.message)
-    return [*placeholders(job.settings), *planned]
+    return [*placeholders(job.settings), *job.doubts, *planned]
 
 
 def explain(job: Job) -> str:

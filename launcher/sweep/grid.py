@@ -20,7 +20,7 @@ from typing import Optional
 
 import yaml
 
-from launcher.config import bash_layers, plain_yaml
+from launcher.config import bash_layers, misspelt, plain_yaml
 from launcher.config.arguments import quote
 from launcher.config.settings import SECRETS
 from launcher.errors import UsageError, did_you_mean
@@ -67,6 +67,7 @@ class Grid:
     axes: Mapping[str, tuple[Given, ...]]
     fixed: Mapping[str, Given]
     exclude: tuple[Mapping[str, tuple[Given, ...]], ...]
+    doubts: tuple[str, ...] = ()  # variables that nobody may read
 
     def points(self) -> list[Point]:
         """Return the combinations that are not excluded, the last axis running fastest."""
@@ -99,8 +100,11 @@ def read(path: Path) -> Grid:
     sections = plain_yaml.sections(path, shown, KEYS)
     axes: dict[str, tuple[Given, ...]] = {}
     fixed: dict[str, Given] = {}
+    doubts: list[str] = []
     for section in ("variables", "arguments"):
         for name, node, where in _named(sections.get(section, (None, ""))[0], shown, section):
+            if section == "variables":
+                doubts += misspelt.unknown([name], where, "only a config that reads it will")
             if isinstance(node, yaml.SequenceNode):
                 axes[name] = _alternatives(name, node, where)
             else:
@@ -115,6 +119,7 @@ def read(path: Path) -> Grid:
         axes,
         fixed,
         _exclude(*sections.get("exclude", (None, "")), shown, axes),
+        tuple(doubts),
     )
 
 

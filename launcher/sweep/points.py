@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ class Planned:
     ranks: int = 0
     gib: float | None = None  # memory of the fullest rank, estimated
     refusal: str = ""
+    job: str = ""  # what tells its job from others
 
 
 def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[Planned]:
@@ -39,7 +42,8 @@ def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[P
             where = "on the command line" if name.startswith("-") else "in the environment"
             raise UsageError(f"{name} is an axis of {read.path}, and it is set {where} too")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(partial(_plan, read, words, environ), read.points()))
+        planned = list(pool.map(partial(_plan, read, words, environ), read.points()))
+    return _refuse_repeated(planned)
 
 
 def _plan(read: Grid, words: Sequence[str], environ: Mapping[str, str], point: Point) -> Planned:
@@ -57,7 +61,31 @@ def _plan(read: Grid, words: Sequence[str], environ: Mapping[str, str], point: P
     refusal = "" if job.settings.FORCE else "; ".join(job.objections)
     if job.is_local and not job.settings.DRY_RUN:
         refusal = "CLUSTER=local runs one job at a time: a sweep submits to Slurm"
-    return Planned(point, asked, job.world_size, _memory(job), refusal)
+    return Planned(point, asked, job.world_size, _memory(job), refusal, _fingerprint(job))
+
+
+def _refuse_repeated(planned: Sequence[Planned]) -> list[Planned]:
+    """Refuse each point whose job is that of a point before it: an axis has no effect there."""
+    seen: dict[str, int] = {}
+    found = []
+    for number, each in enumerate(planned, 1):
+        first = seen.setdefault(each.job, number) if each.job else number
+        if first != number and not each.refusal:
+            reason = f"the same job as point {first}: what tells them apart has no effect"
+            each = dataclasses.replace(each, refusal=reason)
+        found.append(each)
+    return found
+
+
+def _fingerprint(job: Job) -> str:
+    """Return what the job computes, without the names and places that only this point has."""
+    settings = job.settings
+    text = json.dumps([job.nodes, job.tasks_per_node, job.command, sorted(job.environment.items())])
+    for own in (settings.OUTPUT_PATH, settings.RUN_NAME or ""):
+        text = text.replace(json.dumps(own)[1:-1], "") if own else text
+    # sbatch's options that name neither: --qos, --segment, --time.
+    options = [option for option in job.sbatch if not option.startswith(("--job-name", "--output"))]
+    return hashlib.sha256("\n".join([text, *options]).encode()).hexdigest()
 
 
 def _place(read: Grid, point: Point, environ: Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,8 @@ def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if not words or words[0].startswith("-"):
         raise UsageError("python -m launcher sweep FILE [--megatron-flag value …]: FILE is missing")
     read = grid.read(Path(words[0]))
+    for doubt in read.doubts:
+        say(f"warning: {doubt}")
     planned = plan(read, words[1:], environ)
     state_path = read.path.with_name(f"{read.path.name}.state")
     ready = [each for each in planned if not each.refusal]

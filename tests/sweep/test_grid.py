@@ -258,3 +258,17 @@ def test_no_file():
     assert (seen.returncode, seen.stderr) == (
         1, "error: python -m launcher sweep FILE [--megatron-flag value …]: FILE is missing\n",
     )  # fmt: skip
+
+
+def test_points_that_are_the_same_job_are_refused(sweep_file):
+    path = sweep_file("variables:\n  MODEL: Qwen3-30B-A3B\n  MY_SITE: [a, b]\n  TP: [1, 2]\n")
+    seen = run(path, DRY_RUN="1")
+    assert seen.stdout.count("refused: the same job as point ") == 2
+    assert "MY_SITE, which the launcher does not know; only a config that reads it" in seen.stderr
+
+
+def test_an_axis_that_is_misspelt_is_an_error(sweep_file):
+    path = sweep_file("variables:\n  MODEL: Qwen3-30B-A3B\n  NODES: [1, 2]\n")
+    seen = run(path, DRY_RUN="1")
+    assert (seen.returncode, seen.stdout) == (1, "")
+    assert seen.stderr.endswith(":3) is not a variable of the launcher: NNODES is\n")
