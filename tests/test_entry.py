@@ -346,6 +346,17 @@ def test_every_command_says_what_it_does(name: str, capsys):
     assert summary.endswith(".")
 
 
+def test_a_model_of_your_own_extends_one_of_the_repository_by_name(yaml_model):
+    mine = yaml_model("EXTENDS: DeepSeek-V3\nMODEL_ARGS:\n  --lr: 1e-6\n")
+    seen = preview(MODEL=mine)
+    assert seen.flag("--lr") == ["1e-6"]
+    assert seen.flag("--num-experts") == ["256"]
+    seen = launch(MODEL=yaml_model("EXTENDS: DeepSeek-V33\n"), DRY_RUN="1")
+    assert seen.stderr.rstrip().endswith(
+        "no such file, and no model. Did you mean DeepSeek-V3 or DeepSeek-V2 or DeepSeek-V3-Proxy?"
+    )
+
+
 def test_help_of_the_entry_needs_no_model():
     for words in (["--help"], ["--lr", "1", "-h"]):
         seen = launch(words, MODEL="", CLUSTER="nowhere")

@@ -1,6 +1,6 @@
 """A model's YAML: found, read with line numbers, its parent merged in, ${NAME} filled in.
 
-    EXTENDS: base/deepseek.yaml      # relative to this file; keys below replace the parent's
+    EXTENDS: base/deepseek.yaml      # relative to this file, or a model's name; keys below replace
     ENV_VARS: {NAME: value}          # environment of the training processes
     MODEL_ARGS: {--flag: value}      # true: the flag alone; false: no flag; a list: several values
 
@@ -81,9 +81,7 @@ def load(path: Path, workspace: Path, children: tuple[Path, ...] = ()) -> Model:
     environment: dict[str, Entry] = {}
     if "EXTENDS" in keys:
         entry = keys["EXTENDS"]
-        parent_path = path.parent / str(entry.value)
-        if not parent_path.is_file():
-            raise UsageError(f"{entry.origin}: EXTENDS: {entry.value}: there is no such file")
+        parent_path = _parent(path, entry, workspace)
         chain = (*children, path.resolve())
         if parent_path.resolve() in chain:
             raise UsageError(
@@ -95,6 +93,16 @@ def load(path: Path, workspace: Path, children: tuple[Path, ...] = ()) -> Model:
     arguments.update(keys.get("MODEL_ARGS", {}))
     environment.update(keys.get("ENV_VARS", {}))
     return Model(path, arguments, environment)
+
+
+def _parent(path: Path, entry: Entry, workspace: Path) -> Path:
+    """Return the file that EXTENDS names: beside this one, or the repository's model."""
+    name = str(entry.value)
+    for parent in (path.parent / name, workspace / FOLDER / f"{name}.yaml"):
+        if parent.is_file():
+            return parent
+    hint = did_you_mean(name, names(workspace))
+    raise UsageError(f"{entry.origin}: EXTENDS: {name}: there is no such file, and no model.{hint}")
 
 
 def arguments(model: Model, settings: Settings, environ: Mapping[str, str]) -> Arguments:
