@@ -133,9 +133,30 @@ def value(arguments: Arguments, flag: str) -> str | None:
     return argument.values[0] if argument and argument.values else None
 
 
-def integer(arguments: Arguments, flag: str, default: int = 1) -> int:
-    """Return a flag's value as a number, `default` when it is absent. Raises ValueError."""
-    return int(value(arguments, flag) or default)
+def integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
+    """Return a flag's value as a number, `default` where it is absent. Raises ValueError."""
+    text = value(arguments, flag)
+    if text is None:
+        if default is None:
+            raise ValueError(f"{flag} is not set")
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{flag} {text} is no whole number") from None
+
+
+def optional(arguments: Arguments, flag: str) -> int | None:
+    """Return a flag's value as a number, None where it is absent. Raises ValueError."""
+    return integer(arguments, flag) if value(arguments, flag) is not None else None
+
+
+def positive(arguments: Arguments, flag: str, default: int | None = None) -> int:
+    """Return a flag's value as a number of at least 1. Raises ValueError."""
+    number = integer(arguments, flag, default)
+    if number < 1:
+        raise ValueError(f"{flag} {number} is below 1")
+    return number
 
 
 def quote(word: str) -> str:

@@ -34,7 +34,8 @@ def source(
         reason = "; ".join(line.removeprefix("error: ") for line in told[-2:])
         raise UsageError(f"{script} did not get through its layers: {reason}")
     count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
-    left = dict(entry.partition("=")[::2] for entry in entries[int(count) :])
+    pairs = (entry.partition("=") for entry in entries[int(count) :])
+    left = {name: text for name, _, text in pairs}
     del left["LAUNCHER_COMMAND"]
     return left, entries[: int(count)]
 

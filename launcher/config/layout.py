@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
+from typing import Any
 
 from launcher.config.arguments import Arguments, value
 from launcher.config.settings import Settings
@@ -47,46 +49,75 @@ def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
     return "|".join(parts)
 
 
+MOST_LAYERS = 1_000_000  # entries of a layout or a list: no model has that many layers
+_MOST_DIGITS = 18  # of a number in one: enough for 64 bits
+
+
 def expand(text: str) -> list[str]:
     """Return a layout string's chunks: 'Et|(tt|)*2mL' is ['Et', 'tt', 'tt', 'mL'].
 
     The grammar is Megatron's (PipelineParallelLayerLayout): E embedding, t decoder layer, m MTP
     layer, L loss, | between chunks, *n repeats the letter or (group) before it; commas are free.
+    Raises ValueError for an unbalanced bracket and beyond MOST_LAYERS.
     """
     text = re.sub(r"[\s,]", "", text)
     while "(" in text:
-        shorter = re.sub(
-            r"\(([^()]*)\)(?:\*(\d+))?", lambda group: group[1] * int(group[2] or 1), text
-        )
+        shorter = _repeated(r"\(([^()]*)\)(?:\*(\d+))?", text)
         if shorter == text:
-            raise ValueError(f"unbalanced ( in layout {text!r}")
+            raise ValueError(f"unbalanced ( in layout {_cut(text)}")
         text = shorter
-    return re.sub(r"(.)\*(\d+)", lambda letter: letter[1] * int(letter[2]), text).split("|")
+    return _repeated(r"(.)\*(\d+)", text).split("|")
 
 
-_MOST = 1_000_000  # entries of a list: no model has that many layers
+def _repeated(pattern: str, text: str) -> str:
+    """Write out each match as often as its second group says. Raises ValueError beyond bounds."""
+    parts, length, end = [], 0, 0
+    for match in re.finditer(pattern, text):
+        times = _short(match[2] or "1")
+        parts += [text[end : match.start()], match[1] * min(times, MOST_LAYERS)]
+        length += len(match[1]) * times
+        if length > MOST_LAYERS:
+            raise ValueError(f"layout {_cut(text)} has more than {MOST_LAYERS:,} layers")
+        end = match.end()
+    return "".join([*parts, text[end:]])
+
+
+def _short(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{_cut(digits)} is too large")
+    return int(digits)
+
+
+def _cut(text: str) -> str:
+    """Return a text for a message: its beginning where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 
 def layer_pattern(text: str, layers: int) -> list[int]:
     """Return one 0 or 1 a layer from `--moe-layer-freq` or `--linear-attention-freq`.
 
     A number N marks every N-th layer, counted from the first; an expression such as ([0]*3+[1]*58)
-    is the list itself. Raises ValueError for anything else.
+    is the list itself. Raises ValueError for anything else and beyond MOST_LAYERS.
     """
-    if text.isdigit():
-        return [int(layer % int(text) == 0) for layer in range(layers)]
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{_cut(str(layers))} layers are more than {MOST_LAYERS:,}")
+    if text.isdecimal():
+        every = _short(text)
+        if every == 0:
+            raise ValueError("0 is no layer frequency: it is 1 or more")
+        return [int(layer % every == 0) for layer in range(layers)]
     try:
         pattern = expression(text)
     except (ValueError, TypeError):
         pattern = None
     if not isinstance(pattern, list) or not all(type(entry) is int for entry in pattern):
-        raise ValueError(f"{text!r} is no layer pattern such as ([0]*3+[1]*58)")
+        raise ValueError(f"{_cut(text)} is no layer pattern such as ([0]*3+[1]*58)")
     return pattern
 
 
 def expression(text: str) -> object:
     """Evaluate an expression of lists, as Megatron's parser reads it. Raises ValueError."""
-    if re.search(r"[^,\d\[\]()+*]", text):
+    if re.search(r"[^,\d\[\]()+*]", text) or re.search(rf"\d{{{_MOST_DIGITS + 1},}}", text):
         raise ValueError(text)
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
@@ -94,7 +125,7 @@ def expression(text: str) -> object:
         raise ValueError(text) from error
 
 
-def _evaluate(node: ast.expr) -> object:
+def _evaluate(node: ast.expr) -> Any:
     """Evaluate what can be written with digits, brackets, commas, + and *, within reason."""
     if isinstance(node, ast.Constant):
         return node.value
@@ -111,14 +142,17 @@ def _evaluate(node: ast.expr) -> object:
     if isinstance(node, ast.Subscript):
         return _evaluate(node.value)[_evaluate(node.slice)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult, ast.Pow)):
-        left, right = _evaluate(node.left), _evaluate(node.right)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        size = len(left) if isinstance(left, (list, tuple)) else 1
-        size *= len(right) if isinstance(right, (list, tuple)) else 1
-        for factor in (left, right):
-            # A number that long only costs time.
-            if isinstance(factor, int) and size * factor > _MOST:
-                raise ValueError("too long")
-        return left * right if isinstance(node.op, ast.Mult) else left**right
+        return _combined(node.op, _evaluate(node.left), _evaluate(node.right))
     raise ValueError(ast.dump(node))
+
+
+def _combined(operation: ast.operator, left: Any, right: Any) -> Any:
+    if isinstance(operation, ast.Add):
+        return left + right
+    size = math.prod(len(one) for one in (left, right) if isinstance(one, (list, tuple)))
+    factors: tuple[Any, Any] = (left, right)
+    for factor in factors:
+        # A number that long only costs time.
+        if isinstance(factor, int) and size * factor > MOST_LAYERS:
+            raise ValueError("too long")
+    return left * right if isinstance(operation, ast.Mult) else left**right

@@ -7,7 +7,9 @@ megatron/core/transformer/transformer_config.py).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from launcher.config.arguments import Arguments
 from launcher.errors import UsageError
@@ -41,6 +43,35 @@ def index(release: str) -> int:
             f"MCORE_RELEASE_VERSION={release!r} is not supported: {', '.join(SUPPORTED)}"
         )
     return SUPPORTED.index(minor)
+
+
+def version_of(megatron_path: Path) -> str | None:
+    """Return the full version of a Megatron-LM checkout, 0.19.2rc0; None where it has none."""
+    try:
+        text = (megatron_path / "megatron/core/package_info.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = (.+)$", text, re.MULTILINE))
+    numbers = ".".join(found.get(name, "?") for name in ("MAJOR", "MINOR", "PATCH"))
+    return numbers + found.get("PRE_RELEASE", "").strip("'\"")
+
+
+def release_of(megatron_path: Path) -> str | None:
+    """Return the supported release of a Megatron-LM checkout; None where that cannot be told.
+
+    The dev branch carries the number of the release before it, but has flags of its own.
+    """
+    version = version_of(megatron_path)
+    try:
+        source = (megatron_path / "megatron/training/arguments.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    if version is None:
+        return None
+    if "_add_varlen_dataset_args" in source:
+        return "dev"
+    release = ".".join(version.split(".")[:2])
+    return release if release in SUPPORTED else None
 
 
 def rename(arguments: Arguments, release: str) -> Arguments:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from launcher.config.gpus import GPUS
 from launcher.errors import UsageError, did_you_mean
 
 LAYER_ORIGINS = "LAYER_ORIGINS"  # lines of "<layer file>: NAME NAME …", written by the entry point
@@ -213,7 +214,7 @@ class Settings:
         SIZE,
         "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1",
     )
-    GPU: str | None = _setting("cluster", _choice("H100", "H200", "B200", "GB200", "GB300", "none"), "what the memory estimate is held against; none: nodes without GPUs, for SMOKE=1")
+    GPU: str | None = _setting("cluster", _choice(*GPUS, "none"), "what the memory estimate is held against; none: nodes without GPUs, for SMOKE=1")
     TASKS_PER_NODE: int | None = _setting(
         "cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1"
     )

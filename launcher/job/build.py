@@ -13,27 +13,16 @@ from typing import Callable
 
 from launcher.config import knobs, layout, model_file, releases
 from launcher.config.arguments import Arguments, merge, parse, split, value
+from launcher.config.parallelism import FLAG_OF
 from launcher.config.settings import FIELDS, SECRETS, Settings, by_layer, replace
 from launcher.errors import UsageError
 from launcher.job import container, cpu, local, sbatch, smoke, training
 from launcher.job.draft import Draft, Job
 from launcher.job.request import Request
+from launcher.plan.plan import plan
 from launcher.plan.rules import Case
-from launcher.plan.sheet import plan
 
 Step = Callable[[Draft, Request], Draft]
-
-# A flag given outright speaks for its variable too, so that everything computed from it agrees.
-FLAG_OF = {
-    "TP": "--tensor-model-parallel-size",
-    "PP": "--pipeline-model-parallel-size",
-    "EP": "--expert-model-parallel-size",
-    "CP": "--context-parallel-size",
-    "VPP": "--num-virtual-stages-per-pipeline-rank",
-    "MBS": "--micro-batch-size",
-    "GBS": "--global-batch-size",
-    "SEQ_LEN": "--seq-length",
-}
 
 
 def build(request: Request) -> Job:

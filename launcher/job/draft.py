@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config.arguments import Arguments, argv
 from launcher.config.settings import Settings
-from launcher.plan.sheet import Plan, Site
+from launcher.plan.plan import Plan, Site
 
 Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
-
-from launcher.config.arguments import Arguments, integer
+from launcher.config import parallelism
 from launcher.errors import UsageError
 from launcher.job import cpu, training
 from launcher.job.draft import Draft
@@ -29,9 +26,11 @@ def fit(draft: Draft, request: Request) -> Draft:
     script is not here.
     """
     settings, machine = draft.settings, request.machine
-    ranks = machine.gpus or _least_ranks(draft.arguments)
-    if settings.SMOKE:
-        ranks = _least_ranks(draft.arguments)
+    try:
+        least = parallelism.read(draft.arguments).least_ranks
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    ranks = least if settings.SMOKE or not machine.gpus else machine.gpus
     if not machine.gpus and ranks > max(SMOKE_RANKS, machine.cpus):
         raise UsageError(
             f"{settings.MODEL_NAME} needs {ranks} ranks as it is, and this machine has no GPU: "
@@ -53,10 +52,3 @@ def fit(draft: Draft, request: Request) -> Draft:
         nodes=1,
         tasks_per_node=ranks,
     )
-
-
-def _least_ranks(arguments: Arguments) -> int:
-    size = partial(integer, arguments)
-    tp, pp = size("--tensor-model-parallel-size"), size("--pipeline-model-parallel-size")
-    etp, ep = size("--expert-tensor-parallel-size", tp), size("--expert-model-parallel-size")
-    return math.lcm(tp * pp * size("--context-parallel-size"), etp * ep * pp)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from launcher.config import misspelt, model_file
 from launcher.config.model_file import Model
+from launcher.config.releases import release_of
 from launcher.config.settings import Settings
 from launcher.job import training
-from launcher.plan.flags import release_of
 
 
 @dataclass(frozen=True)

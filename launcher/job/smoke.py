@@ -8,10 +8,9 @@ recipe has, at size 2. What only decides how long it takes is made small.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-from launcher.config import layout
-from launcher.config.arguments import Argument, Arguments, integer, value
+from launcher.config import layout, parallelism
+from launcher.config.arguments import Argument, Arguments, value
 
 ITERATIONS = 20
 ORIGIN = "SMOKE=1"
@@ -139,19 +138,10 @@ def shrink(arguments: Arguments, command_line: Arguments, limit: int) -> Shrunk:
 
 
 def _sizes(arguments: Arguments) -> Sizes:
-    size = partial(integer, arguments)
-    tp, pp = size("--tensor-model-parallel-size"), size("--pipeline-model-parallel-size")
-    text = value(arguments, "--pipeline-model-parallel-layout")
-    per_chunk = value(arguments, "--num-layers-per-virtual-pipeline-stage")
-    if text is not None:
-        vpp = len(layout.expand(text)) // pp
-    elif per_chunk is not None:
-        vpp = size("--num-layers") // pp // int(per_chunk)
-    else:
-        vpp = size("--num-virtual-stages-per-pipeline-rank")
-    etp = size("--expert-tensor-parallel-size", tp)
+    found = parallelism.read(arguments)
+    virtual = parallelism.virtual_stages(arguments, found.pipeline)
     return Sizes(
-        tp, pp, size("--expert-model-parallel-size"), size("--context-parallel-size"), vpp, etp
+        found.tensor, found.pipeline, found.expert, found.context, virtual, found.expert_tensor
     )
 
 

@@ -10,7 +10,8 @@ from launcher.config.arguments import quote
 from launcher.config.settings import placeholders
 from launcher.job.draft import Job
 from launcher.job.verification import Opinion
-from launcher.plan import sheet
+from launcher.plan import data, sheet
+from launcher.plan.plan import too_full
 
 
 def tell(job: Job, opinion: Opinion | None) -> None:
@@ -44,7 +45,8 @@ def summary(job: Job, everything: bool = False) -> str:
 def as_json(job: Job, opinion: Opinion | None = None) -> str:
     """Return the same for tools: one JSON object, with every stage."""
     settings = job.settings
-    data = {
+    shaped = None if settings.SMOKE else job.plan.shaped
+    content = {
         "model": settings.MODEL_NAME,
         "cluster": settings.CLUSTER,
         "megatron_core": settings.MCORE_RELEASE_VERSION,
@@ -56,10 +58,10 @@ def as_json(job: Job, opinion: Opinion | None = None) -> str:
         "notes": list(job.notes),
         "name": job.name,
         "run_directory": str(job.run_dir),
-        **({} if settings.SMOKE else sheet.as_data(job.plan, job.site)),
+        **(data.as_data(shaped, job.site) if shaped else {}),
         **({"megatron": dataclasses.asdict(opinion)} if opinion else {}),
     }
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _title(job: Job) -> str:
@@ -74,15 +76,18 @@ def _title(job: Job) -> str:
 
 
 def _sheet(job: Job, everything: bool) -> list[str]:
-    if not job.settings.SMOKE:
-        return sheet.sheet(job.plan, job.site, everything)
+    if job.plan.shaped is None:
+        return []
     # A shrunken model's sizes tell nothing.
-    return sheet.structure(job.plan, job.site) if job.plan.shape else []
+    if job.settings.SMOKE:
+        return sheet.structure(job.plan.shaped, job.site)
+    return sheet.sheet(job.plan.shaped, job.site, everything)
 
 
 def _warnings(job: Job) -> list[str]:
     planned = [each.message for each in job.plan.findings if each.severity == "warning"]
-    if not job.settings.SMOKE and (full := sheet.too_full(job.plan, job.site.gpu)):
+    shaped = None if job.settings.SMOKE else job.plan.shaped
+    if shaped and (full := too_full(shaped, job.site.gpu)):
         planned.append(full.message)
     return [*placeholders(job.settings), *job.doubts, *planned]
 

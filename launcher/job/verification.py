@@ -18,10 +18,10 @@ from typing import Any
 from launcher import ROOT
 from launcher.config import releases
 from launcher.config.arguments import argv
+from launcher.config.gpus import GPUS
 from launcher.errors import UsageError
 from launcher.job import training
 from launcher.job.draft import Job
-from launcher.plan.rules.case import CAPABILITY
 
 JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
 # The judge follows the arguments and builders of these; older releases have others.
@@ -92,7 +92,7 @@ def ask(job: Job) -> Opinion:
         "argv": argv(job.arguments),
         "world_size": job.world_size,
         "environment": {name: text for name, (text, _) in job.environment.items()},
-        "compute_capability": CAPABILITY.get(settings.GPU or "", CAPABILITY["H100"]),
+        "compute_capability": GPUS.get(settings.GPU or "", GPUS["H100"]).capability,
         "build": "all",
     }
     done = subprocess.run(
@@ -125,8 +125,10 @@ def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
         return ["it finds no error" if verdict["accepted"] is False else "it refuses the job"]
     if not verdict["accepted"]:
         return []
+    if job.plan.shaped is None:
+        return []
     found = []
-    for stage, count in zip(verdict["stages"], job.plan.counts):
+    for stage, count in zip(verdict["stages"], job.plan.shaped.counts):
         if stage["parameters"] != count.total:
             found.append(
                 f"stage {stage['pipeline_rank']} has {stage['parameters']} parameters in "

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launcher.config.arguments import Argument, Arguments
 from launcher.config.layout import expression
@@ -78,7 +78,7 @@ class Catalogue(NamedTuple):
     """The flags of one release, each read from the data when it is asked for."""
 
     release: str
-    entries: Mapping[str, Mapping[str, object]]
+    entries: Mapping[str, Mapping[str, Any]]
 
     def __contains__(self, flag: object) -> bool:
         return flag in self.entries
@@ -99,23 +99,6 @@ class Catalogue(NamedTuple):
 def load(release: str) -> Catalogue:
     """Return the flags of a release, 0.19.2 or core_v0.19 alike. Raises UsageError."""
     return _read(SUPPORTED[index(release)])
-
-
-def release_of(megatron_path: Path) -> str | None:
-    """Return the supported release of a Megatron-LM checkout; None where that cannot be told.
-
-    The dev branch carries the number of the release before it, but has flags of its own.
-    """
-    try:
-        text = (megatron_path / "megatron/core/package_info.py").read_text(encoding="utf-8")
-        source = (megatron_path / "megatron/training/arguments.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    if "_add_varlen_dataset_args" in source:
-        return "dev"
-    numbers = dict(re.findall(r"^(MAJOR|MINOR) = (\d+)", text, re.MULTILINE))
-    release = f"{numbers.get('MAJOR')}.{numbers.get('MINOR')}"
-    return release if release in SUPPORTED else None
 
 
 def check(arguments: Arguments, release: str) -> list[Finding]:
@@ -169,7 +152,8 @@ def _hint(flag: str, catalogue: Catalogue) -> str:
         return ": only the dev branch has it"
     earlier = [release for release in having if index(release) < at]
     if earlier:
-        said = [_read(release).get(flag).deprecated for release in reversed(earlier)]
+        known = [_read(release).get(flag) for release in reversed(earlier)]
+        said = (one.deprecated for one in known if one)
         advice = next((f". Megatron said: {text}" for text in said if text), "")
         return f": {_named(earlier[-1])} was the last release to have it{advice}"
     if having:

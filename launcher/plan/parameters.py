@@ -13,7 +13,14 @@ from launcher.plan.shape import Model, Parallel, Shape
 from launcher.plan.stages import Layer, Stage, mtp_layer
 
 _WHOLE = Parallel(
-    world=1, tensor=1, pipeline=1, context=1, expert=1, expert_tensor=1, sequence=False
+    world=1,
+    tensor=1,
+    pipeline=1,
+    virtual=1,
+    context=1,
+    expert=1,
+    expert_tensor=1,
+    sequence=False,
 )
 
 
@@ -56,7 +63,6 @@ class WholeModel:
     total: int  # without MTP
     active: int  # what one token passes through: all but the experts that it is not sent to
     mtp: int  # on top, for multi-token prediction
-    mtp_active: int  # on top of `active`
 
 
 def stage(shape: Shape, held: Stage) -> Count:
@@ -105,7 +111,6 @@ def whole(model: Model) -> WholeModel:
         total=total,
         active=total - sum(one.moe for one in layers) * idle_experts(model),
         mtp=extra,
-        mtp_active=extra - model.mtp_built * model.moe[-1] * idle_experts(model),
     )
 
 

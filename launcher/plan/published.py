@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.plan.shape import Shape
-from launcher.plan.stages import virtual_stages
 
 DATA = Path(__file__).parent / "published.csv"
 SIZES = ("gpus", "tp", "pp", "vpp", "ep", "cp", "mbs", "gbs")
@@ -71,7 +70,7 @@ def _describe(shape: Shape) -> dict[str, str]:
         "gpus": parallel.world,
         "tp": parallel.tensor,
         "pp": parallel.pipeline,
-        "vpp": virtual_stages(shape),
+        "vpp": parallel.virtual,
         "ep": parallel.expert,
         "cp": parallel.context,
         "mbs": training.micro_batch,

@@ -8,8 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.config.arguments import Arguments, value
+from launcher.config import parallelism
+from launcher.config.arguments import Arguments, integer, optional, positive, value
 from launcher.config.layout import layer_pattern
+from launcher.plan import choices
+
+ACTIVATION = 2  # bytes of an element in BF16
+SINGLE = 4  # bytes of an element in FP32
+# One FP8 byte, and a scale of 4 bytes for 128 elements (blockwise) or of one for 32 (MXFP8).
+QUANTIZED = 1 + 1 / 32
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Parallel:
     world: int
     tensor: int
     pipeline: int
+    virtual: int  # model chunks of a pipeline rank; 1 without interleaving
     context: int
     expert: int
     expert_tensor: int
@@ -122,7 +130,6 @@ class Split:
     """What decides which layers a pipeline stage has, as the arguments state it."""
 
     layout: str | None
-    virtual: int | None  # --num-virtual-stages-per-pipeline-rank
     layers_per_chunk: int | None  # --num-layers-per-virtual-pipeline-stage
     first: int | None  # layers of the first stage
     last: int | None
@@ -141,7 +148,6 @@ class Training:
     weight_bytes: int  # of a parameter outside FP8: 2 or 4
     fp8: str | None  # recipe, or None in BF16
     fp8_parameters: bool  # --fp8-param-gather: FP8 weights are the only ones
-    reuse_grad_buffer: bool  # MXFP8 parameters are gathered in the gradients' buffer
     gradient_bytes: int  # of a gradient as accumulated
     fused_gradients: bool  # matrix products accumulate the gradients of weights themselves
     fused_activation: bool  # one kernel for SwiGLU
@@ -184,67 +190,42 @@ def read(arguments: Arguments, world_size: int) -> Shape:
     )
 
 
-def _integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
-    text = value(arguments, flag)
-    if text is None:
-        if default is None:
-            raise ValueError(f"{flag} is not set")
-        return default
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{flag} {text} is no whole number") from None
-
-
-def _optional(arguments: Arguments, flag: str) -> int | None:
-    return _integer(arguments, flag) if value(arguments, flag) is not None else None
-
-
-def _positive(arguments: Arguments, flag: str, default: int | None = None) -> int:
-    number = _integer(arguments, flag, default)
-    if number < 1:
-        raise ValueError(f"{flag} {number} is below 1")
-    return number
-
-
-def _words(arguments: Arguments, *flags: str) -> frozenset[str]:
-    return frozenset(word for flag in flags if flag in arguments for word in arguments[flag].values)
-
-
 def _parallel(arguments: Arguments, world_size: int) -> Parallel:
-    tensor = _positive(arguments, "--tensor-model-parallel-size", 1)
+    sizes = parallelism.read(arguments)
+    # A single stage has no chunks but those of a layout (validate_args).
+    chunked = sizes.pipeline > 1 or parallelism.LAYOUT in arguments
     return Parallel(
         world=world_size,
-        tensor=tensor,
-        pipeline=_positive(arguments, "--pipeline-model-parallel-size", 1),
-        context=_positive(arguments, "--context-parallel-size", 1),
-        expert=_positive(arguments, "--expert-model-parallel-size", 1),
-        expert_tensor=_positive(arguments, "--expert-tensor-parallel-size", tensor),
-        sequence="--sequence-parallel" in arguments and tensor > 1,
+        tensor=sizes.tensor,
+        pipeline=sizes.pipeline,
+        virtual=parallelism.virtual_stages(arguments, sizes.pipeline) if chunked else 1,
+        context=sizes.context,
+        expert=sizes.expert,
+        expert_tensor=sizes.expert_tensor,
+        sequence="--sequence-parallel" in arguments and sizes.tensor > 1,
     )
 
 
 def _split(arguments: Arguments) -> Split:
     return Split(
-        layout=value(arguments, "--pipeline-model-parallel-layout"),
-        virtual=_optional(arguments, "--num-virtual-stages-per-pipeline-rank"),
-        layers_per_chunk=_optional(arguments, "--num-layers-per-virtual-pipeline-stage"),
-        first=_optional(arguments, "--decoder-first-pipeline-num-layers"),
-        last=_optional(arguments, "--decoder-last-pipeline-num-layers"),
+        layout=value(arguments, parallelism.LAYOUT),
+        layers_per_chunk=optional(arguments, parallelism.LAYERS_PER_CHUNK),
+        first=optional(arguments, "--decoder-first-pipeline-num-layers"),
+        last=optional(arguments, "--decoder-last-pipeline-num-layers"),
         account_embedding="--account-for-embedding-in-pipeline-split" in arguments,
         account_loss="--account-for-loss-in-pipeline-split" in arguments,
     )
 
 
 def _model(arguments: Arguments, tensor: int) -> Model:
-    layers = _positive(arguments, "--num-layers")
-    hidden = _positive(arguments, "--hidden-size")
+    layers = positive(arguments, "--num-layers")
+    hidden = positive(arguments, "--hidden-size")
     gated = "--swiglu" in arguments
-    ffn = _positive(
+    ffn = positive(
         arguments, "--ffn-hidden-size", 8 * hidden // 3 // 64 * 64 if gated else 4 * hidden
     )
     experts = _experts(arguments, ffn)
-    mtp = _integer(arguments, "--mtp-num-layers", 0)
+    mtp = integer(arguments, "--mtp-num-layers", 0)
     learned = value(arguments, "--position-embedding-type") in (None, "learned_absolute")
     return Model(
         layers=layers,
@@ -261,27 +242,27 @@ def _model(arguments: Arguments, tensor: int) -> Model:
         mtp=mtp,
         mtp_built=min(mtp, 1) if "--mtp-use-repeated-layer" in arguments else mtp,
         vocabulary=_vocabulary(arguments, tensor),
-        positions=_integer(arguments, "--max-position-embeddings", 0) if learned else 0,
+        positions=integer(arguments, "--max-position-embeddings", 0) if learned else 0,
         tied="--untie-embeddings-and-output-weights" not in arguments,
     )
 
 
 def _attention(arguments: Arguments, hidden: int) -> Attention:
-    heads = _positive(arguments, "--num-attention-heads")
+    heads = positive(arguments, "--num-attention-heads")
     grouped = "--group-query-attention" in arguments
     return Attention(
         heads=heads,
-        query_groups=_positive(arguments, "--num-query-groups", 1) if grouped else heads,
-        head_dim=_positive(arguments, "--kv-channels", max(1, hidden // heads)),
+        query_groups=positive(arguments, "--num-query-groups", 1) if grouped else heads,
+        head_dim=positive(arguments, "--kv-channels", max(1, hidden // heads)),
         output_gate="--attention-output-gate" in arguments,
         qkv_bias="--add-qkv-bias" in arguments or "--disable-bias-linear" not in arguments,
         qk_norm="--qk-layernorm" in arguments,
         latent="--multi-latent-attention" in arguments,
-        q_rank=_optional(arguments, "--q-lora-rank"),
-        kv_rank=_positive(arguments, "--kv-lora-rank", 32),
-        qk_dim=_positive(arguments, "--qk-head-dim", 128),
-        rope_dim=_integer(arguments, "--qk-pos-emb-head-dim", 64),
-        v_dim=_positive(arguments, "--v-head-dim", 128),
+        q_rank=optional(arguments, "--q-lora-rank"),
+        kv_rank=positive(arguments, "--kv-lora-rank", 32),
+        qk_dim=positive(arguments, "--qk-head-dim", 128),
+        rope_dim=integer(arguments, "--qk-pos-emb-head-dim", 64),
+        v_dim=positive(arguments, "--v-head-dim", 128),
     )
 
 
@@ -289,28 +270,28 @@ def _linear_attention(arguments: Arguments) -> LinearAttention | None:
     if value(arguments, "--experimental-attention-variant") != "gated_delta_net":
         return None
     return LinearAttention(
-        key_heads=_positive(arguments, "--linear-num-key-heads", 16),
-        value_heads=_positive(arguments, "--linear-num-value-heads", 32),
-        key_dim=_positive(arguments, "--linear-key-head-dim", 128),
-        value_dim=_positive(arguments, "--linear-value-head-dim", 128),
-        kernel=_positive(arguments, "--linear-conv-kernel-dim", 4),
+        key_heads=positive(arguments, "--linear-num-key-heads", 16),
+        value_heads=positive(arguments, "--linear-num-value-heads", 32),
+        key_dim=positive(arguments, "--linear-key-head-dim", 128),
+        value_dim=positive(arguments, "--linear-value-head-dim", 128),
+        kernel=positive(arguments, "--linear-conv-kernel-dim", 4),
     )
 
 
 def _experts(arguments: Arguments, ffn: int) -> Experts | None:
-    count = _optional(arguments, "--num-experts")
+    count = optional(arguments, "--num-experts")
     if count is None:
         return None
     capacity = value(arguments, "--moe-expert-capacity-factor")
     return Experts(
         count=count,
-        top_k=_positive(arguments, "--moe-router-topk", 2),
-        ffn=_positive(arguments, "--moe-ffn-hidden-size", ffn),
-        shared_ffn=_integer(arguments, "--moe-shared-expert-intermediate-size", 0),
+        top_k=positive(arguments, "--moe-router-topk", 2),
+        ffn=positive(arguments, "--moe-ffn-hidden-size", ffn),
+        shared_ffn=integer(arguments, "--moe-shared-expert-intermediate-size", 0),
         shared_overlap="--moe-shared-expert-overlap" in arguments,
         shared_gate="--moe-shared-expert-gate" in arguments,
         score_bias="--moe-router-enable-expert-bias" in arguments,
-        latent=_optional(arguments, "--moe-latent-size"),
+        latent=optional(arguments, "--moe-latent-size"),
         capacity_factor=float(capacity) if capacity and float(capacity) > 0 else None,
         balanced="--moe-router-force-load-balancing" in arguments,
     )
@@ -345,11 +326,11 @@ def _linear_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
 
 def _vocabulary(arguments: Arguments, tensor: int) -> int:
     """Pad as vocab_size_with_padding does (core/tokenizers/utils/build_tokenizer.py)."""
-    padded = _optional(arguments, "--padded-vocab-size")
+    padded = optional(arguments, "--padded-vocab-size")
     if padded is not None:
         return padded
-    multiple = _positive(arguments, "--make-vocab-size-divisible-by", 128) * tensor
-    return math.ceil(_positive(arguments, "--vocab-size") / multiple) * multiple
+    multiple = positive(arguments, "--make-vocab-size-divisible-by", 128) * tensor
+    return math.ceil(positive(arguments, "--vocab-size") / multiple) * multiple
 
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -365,24 +346,21 @@ def _bytes(arguments: Arguments, flag: str) -> int:
 def _training(arguments: Arguments, parallel: Parallel) -> Training:
     half = "--bf16" in arguments or "--fp16" in arguments
     fp8 = "--fp8-format" in arguments
-    selective = "--recompute-activations" in arguments
-    recompute = value(arguments, "--recompute-granularity") or ("selective" if selective else None)
-    modules = _words(arguments, "--recompute-modules")
-    micro_batch = _positive(arguments, "--micro-batch-size", 1)
+    recompute = choices.granularity(arguments)
+    micro_batch = positive(arguments, "--micro-batch-size", 1)
     offload = "--optimizer-cpu-offload" in arguments
-    graphs = value(arguments, "--cuda-graph-impl") not in (None, "none")
+    graphs = choices.graphs(arguments) != "none"
     main_gradients = _bytes(arguments, "--main-grads-dtype")
     # validate_args: BF16 gradients are accumulated in FP32 unless something says otherwise.
     full = main_gradients == 4 and "--grad-reduce-in-bf16" not in arguments
     return Training(
         micro_batch=micro_batch,
-        global_batch=_positive(arguments, "--global-batch-size", micro_batch * parallel.data),
-        sequence=_positive(arguments, "--seq-length", 4096),
-        group_size=_optional(arguments, "--microbatch-group-size-per-virtual-pipeline-stage"),
+        global_batch=positive(arguments, "--global-batch-size", micro_batch * parallel.data),
+        sequence=positive(arguments, "--seq-length", 4096),
+        group_size=optional(arguments, "--microbatch-group-size-per-virtual-pipeline-stage"),
         weight_bytes=2 if half else 4,
         fp8=(value(arguments, "--fp8-recipe") or "delayed") if fp8 else None,
         fp8_parameters=fp8 and "--fp8-param-gather" in arguments,
-        reuse_grad_buffer="--reuse-grad-buf-for-mxfp8-param-ag" in arguments,
         gradient_bytes=4 if full or not half else 2,
         fused_gradients="--no-gradient-accumulation-fusion" not in arguments
         and value(arguments, "--transformer-impl") != "local",
@@ -399,30 +377,22 @@ def _training(arguments: Arguments, parallel: Parallel) -> Training:
         ),
         recompute=recompute,
         recompute_method=value(arguments, "--recompute-method"),
-        recompute_layers=_positive(arguments, "--recompute-num-layers", 1),
-        # TransformerConfig: selective without a list means the core of attention.
-        recompute_modules=(modules or frozenset({"core_attn"}))
+        recompute_layers=positive(arguments, "--recompute-num-layers", 1),
+        recompute_modules=choices.recomputed(arguments)
         if recompute == "selective"
         else frozenset(),
         activations_offloaded=_offloaded_modules(arguments),
         overlap_experts="--overlap-moe-expert-parallel-comm" in arguments,
-        graph_modules=_words(arguments, "--cuda-graph-modules", "--cuda-graph-scope")
+        graph_modules=choices.words(arguments, "--cuda-graph-modules", "--cuda-graph-scope")
         if graphs
         else frozenset(),
-        dispatcher=_dispatcher(arguments),
+        dispatcher=choices.backend(arguments) or choices.dispatcher(arguments),
     )
 
 
 def _offloaded_modules(arguments: Arguments) -> frozenset[str]:
     if "--fine-grained-activation-offloading" not in arguments:
         return frozenset()
-    modules = _words(arguments, "--offload-modules")
+    modules = choices.words(arguments, "--offload-modules")
     # Transformer Engine's fused expert network is sent away whole.
     return modules | {"expert_fc1", "moe_act"} if "fused_group_mlp" in modules else modules
-
-
-def _dispatcher(arguments: Arguments) -> str:
-    kind = value(arguments, "--moe-token-dispatcher-type") or "allgather"
-    if kind != "flex":
-        return kind
-    return value(arguments, "--moe-flex-dispatcher-backend") or "deepep"

@@ -1,78 +1,24 @@
-"""The plan of one job and its sheet: stages, parameters, FLOPs and memory, for one look."""
+"""The plan of one job as a sheet: stages, parameters, FLOPs and memory, for one look."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-from launcher.plan import Finding, flags, flops, memory, parameters, published, rules, stages
-from launcher.plan.parameters import Count
-from launcher.plan.rules import Case
-from launcher.plan.shape import Shape, read
-from launcher.plan.stages import Stage
+from launcher.config.gpus import GPUS
+from launcher.plan import flops, memory, parameters, published, stages
+from launcher.plan.data import MEMORY
+from launcher.plan.plan import Shaped, Site
 
 BAR = 24  # characters of a full GPU
 ROWS = 9  # of stages, where not all are asked for
-MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "working", "framework")
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where a job runs."""
-
-    model: str  # its name, for published results
-    nodes: int
-    tasks_per_node: int
-    gpu: str | None  # a name of memory.GPU_GIB
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job is. What only a reader needs is worked out when it is asked for."""
-
-    shape: Shape | None  # None where the arguments do not determine it
-    stages: tuple[Stage, ...]
-    findings: tuple[Finding, ...]
-
-    @functools.cached_property
-    def counts(self) -> tuple[Count, ...]:
-        """Parameters of each pipeline rank."""
-        return parameters.stages(self.shape, self.stages)
-
-    @functools.cached_property
-    def memory(self) -> tuple[memory.Rank, ...]:
-        """Memory of each pipeline rank."""
-        return memory.ranks(self.shape, self.stages)
-
-    def assumptions(self) -> list[str]:
-        """Return what the memory estimate rests on."""
-        return memory.assumptions(self.shape) if self.shape else []
-
-
-def plan(case: Case) -> Plan:
-    """Work a job out from its Megatron arguments, and find what Megatron would refuse."""
-    found = [*flags.check(case.arguments, case.release), *rules.check(case)]
-    refused = any(finding.severity == "error" for finding in found)
-    try:
-        shape = read(case.arguments, case.world_size)
-        split = stages.split(shape)
-    except (ValueError, ArithmeticError, LookupError) as error:
-        if not refused:  # otherwise that is why
-            found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
-        return Plan(None, (), tuple(found))
-    return Plan(shape, split, tuple(found))
-
-
-def sheet(made: Plan, site: Site, everything: bool = False) -> list[str]:
+def sheet(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     """Return the plan's lines: ranks, batch, model, stages, memory and what was published.
 
     With `everything`, each stage with its memory by terms, and what the numbers rest on.
     """
-    if made.shape is None:
-        return []
     try:
         rows = list(_every_stage(made)) if everything else _stages(made, site.gpu)
         lines = [
@@ -87,11 +33,11 @@ def sheet(made: Plan, site: Site, everything: bool = False) -> list[str]:
         return [f"warning: no plan could be made: {error}"]
 
 
-def structure(made: Plan, site: Site) -> list[str]:
+def structure(made: Shaped, site: Site) -> list[str]:
     """Return which ranks do what, and the batch's arithmetic."""
     shape = made.shape
     parallel, training = shape.parallel, shape.training
-    virtual = stages.virtual_stages(shape)
+    virtual = parallel.virtual
 
     def spread(ranks: int) -> str:
         """Say how many nodes consecutive ranks lie on."""
@@ -121,7 +67,7 @@ def structure(made: Plan, site: Site) -> list[str]:
     ]
 
 
-def _model(made: Plan) -> str:
+def _model(made: Shaped) -> str:
     model = parameters.whole(made.shape.model)
     mtp = f" and {_billions(model.mtp)} of MTP" if model.mtp else ""
     share = flops.iteration(made.shape) / made.shape.parallel.world
@@ -132,10 +78,10 @@ def _model(made: Plan) -> str:
     )
 
 
-def _stages(made: Plan, gpu: str | None) -> list[str]:
+def _stages(made: Shaped, gpu: str | None) -> list[str]:
     """Return a line for each run of pipeline stages that hold the same, the fullest's memory."""
     most = max(one.total for one in made.memory) / memory.GIB
-    capacity = memory.GPU_GIB[gpu] if gpu else most
+    capacity = GPUS[gpu].memory if gpu else most
     rows = []
     held = zip(made.stages, made.counts, made.memory)
     for (content, size), run in groupby(
@@ -161,7 +107,7 @@ def _numbers(ranks: Sequence[memory.Rank]) -> str:
     return f"{first}-{last}" if last > first else f"{first}"
 
 
-def _every_stage(made: Plan) -> Iterator[str]:
+def _every_stage(made: Shaped) -> Iterator[str]:
     for stage, count, one in zip(made.stages, made.counts, made.memory):
         yield (
             f"stage {stage.pipeline_rank:<5}{stages.describe(stage)}; {_billions(count.dense)} "
@@ -171,26 +117,13 @@ def _every_stage(made: Plan) -> Iterator[str]:
         yield f"           {one.total / memory.GIB:.1f} GiB = {_terms(one)}"
 
 
-def _fullest(made: Plan, gpu: str | None) -> str:
+def _fullest(made: Shaped, gpu: str | None) -> str:
     """Return the fullest rank's memory by terms, and whether it fits."""
     worst = memory.worst(made.memory)
-    limit = f" of {memory.GPU_GIB[gpu]:.0f} ({gpu})" if gpu else ""
+    limit = f" of {GPUS[gpu].memory:.0f} ({gpu})" if gpu else ""
     return (
         f"stage {worst.pipeline_rank} is fullest: {worst.total / memory.GIB:.1f} GiB{limit} = "
         f"{_terms(worst)} (estimate)"
-    )
-
-
-def too_full(made: Plan, gpu: str | None) -> Finding | None:
-    """Return the warning that the fullest rank needs more memory than its GPU has."""
-    if made.shape is None or gpu is None or memory.room(made.memory, gpu) >= 0:
-        return None
-    worst = memory.worst(made.memory)
-    return Finding(
-        "warning",
-        f"pipeline rank {worst.pipeline_rank} needs {worst.total / memory.GIB:.0f} GiB and "
-        f"GPU={gpu} has {memory.GPU_GIB[gpu]:.0f} (estimate, not calibrated on a GPU)",
-        "memory",
     )
 
 
@@ -199,7 +132,7 @@ def _terms(rank: memory.Rank) -> str:
     return ", ".join(f"{name} {size:.1f}" for name, size in sizes if size >= 0.05)
 
 
-def _published(made: Plan, site: Site) -> list[str]:
+def _published(made: Shaped, site: Site) -> list[str]:
     """Return what the nearest published result makes one expect of this job."""
     found = published.nearest(site.model, site.gpu, made.shape)
     if found is None:
@@ -215,66 +148,6 @@ def _published(made: Plan, site: Site) -> list[str]:
         f"           {found.settings['software']}: {found.settings['source']}",
         *([f"           this job has {unlike}"] if unlike else []),
     ]
-
-
-def as_data(made: Plan, site: Site) -> dict[str, Any]:
-    """Return the plan for tools: sizes in bytes, operations and numbers of parameters."""
-    shape = made.shape
-    if shape is None:
-        return {}
-    whole = parameters.whole(shape.model)
-    training, parallel = shape.training, shape.parallel
-    found = published.nearest(site.model, site.gpu, shape)
-    return {
-        "parallelism": {
-            "world_size": parallel.world,
-            "tensor": parallel.tensor,
-            "context": parallel.context,
-            "data": parallel.data,
-            "pipeline": parallel.pipeline,
-            "virtual_pipeline": stages.virtual_stages(shape),
-            "expert_tensor": parallel.expert_tensor,
-            "expert": parallel.expert,
-            "expert_data": parallel.expert_data,
-        },
-        "batch": {
-            "micro_batch_size": training.micro_batch,
-            "global_batch_size": training.global_batch,
-            "sequence_length": training.sequence,
-            "micro_batches": training.global_batch // (training.micro_batch * parallel.data),
-        },
-        "parameters": {"total": whole.total, "active": whole.active, "mtp": whole.mtp},
-        "flops": {
-            "per_token": flops.per_token(shape),
-            "per_step": flops.iteration(shape),
-            "convention": flops.CONVENTION,
-        },
-        "stages": [
-            {
-                "pipeline_rank": stage.pipeline_rank,
-                "chunks": [_chunk(chunk) for chunk in stage.chunks],
-                "parameters": count.total,
-                "expert_parameters": count.routed,
-                "memory": {name: getattr(one, name) for name in (*MEMORY, "total")},
-                "in_flight": list(one.in_flight),
-            }
-            for stage, count, one in zip(made.stages, made.counts, made.memory)
-        ],
-        "gpu": {"name": site.gpu, "memory": round(memory.GPU_GIB[site.gpu] * memory.GIB)}
-        if site.gpu
-        else None,
-        "assumptions": made.assumptions(),
-        "published": {**found.settings, "differences": list(found.differences)} if found else None,
-    }
-
-
-def _chunk(chunk: stages.Chunk) -> dict[str, Any]:
-    return {
-        "virtual_stage": chunk.virtual_stage,
-        "layers": [{"number": layer.number, "kind": layer.kind} for layer in chunk.layers],
-        "embedding": chunk.embedding,
-        "loss": chunk.loss,
-    }
 
 
 def _bar(share: float) -> str:

@@ -7,12 +7,15 @@ get_num_layers_to_build (transformer_block.py), get_transformer_layer_offset
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from launcher.config.layout import expand
 from launcher.plan.shape import Model, Shape
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,27 +86,6 @@ def split(shape: Shape) -> tuple[Stage, ...]:
     return tuple(Stage(rank, tuple(held)) for rank, held in enumerate(chunks))
 
 
-def virtual_stages(shape: Shape) -> int:
-    """Return the model chunks a pipeline rank has; 1 without interleaving (validate_args)."""
-    chosen = shape.split
-    if chosen.layout is not None:
-        chunks = len(expand(chosen.layout))
-        if chunks % shape.parallel.pipeline:
-            raise ValueError(
-                f"the layout has {chunks} chunks, which do not divide by "
-                f"PP={shape.parallel.pipeline}"
-            )
-        return chunks // shape.parallel.pipeline
-    if shape.parallel.pipeline == 1:
-        return 1
-    if chosen.virtual is not None:
-        return chosen.virtual
-    if chosen.layers_per_chunk is not None:
-        per_stage = _even(_counted(shape), shape.parallel.pipeline, "pipeline stages")
-        return _even(per_stage, chosen.layers_per_chunk, "layers a virtual stage")
-    return 1
-
-
 @dataclass(frozen=True)
 class _Size:
     """The number of layers of a chunk, and where they start."""
@@ -146,9 +128,10 @@ def mtp_layer(model: Model, number: int, beside_decoder: bool = True) -> Layer:
 
 def _by_layout(shape: Shape) -> list[list[_Size]]:
     """Read the layout string: chunk v of rank p is its part number v·PP + p."""
-    stages = shape.parallel.pipeline
-    virtual = virtual_stages(shape)
+    stages, virtual = shape.parallel.pipeline, shape.parallel.virtual
     parts = expand(shape.split.layout or "")
+    if len(parts) % stages:
+        raise ValueError(f"the layout has {len(parts)} chunks, which do not divide by PP={stages}")
     built = shape.model.mtp_built
     sizes, offset = [], 0
     for part in parts:
@@ -178,7 +161,9 @@ def _even(whole: int, parts: int, what: str) -> int:
 
 def _by_counts(shape: Shape) -> list[list[_Size]]:
     """Split evenly, or around the numbers given for the first and the last stage."""
-    stages, virtual = shape.parallel.pipeline, virtual_stages(shape)
+    stages, virtual = shape.parallel.pipeline, shape.parallel.virtual
+    if shape.split.layers_per_chunk is not None:
+        _even(_even_stages(shape)[0], shape.split.layers_per_chunk, "layers a virtual stage")
     uneven = shape.split.first is not None or shape.split.last is not None
     per_stage = _uneven_stages(shape) if uneven else _even_stages(shape)
     per_chunk = [_even(layers, virtual, "virtual stages") for layers in per_stage]
@@ -265,5 +250,5 @@ def _describe(chunk: Chunk) -> str:
     return ", ".join(words) or "empty"
 
 
-def _runs(items: Iterable, key) -> list[tuple[Hashable, list]]:
+def _runs(items: Iterable[T], key: Callable[[T], str]) -> list[tuple[str, list[T]]]:
     return [(value, list(run)) for value, run in groupby(items, key=key)]

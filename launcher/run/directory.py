@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from launcher.config import releases
 from launcher.config.settings import FIELDS, SECRETS
 from launcher.errors import UsageError
 from launcher.job import training
@@ -93,7 +93,7 @@ def versions(job: Job) -> dict[str, Any]:
     if job.settings.MEGATRON_PATH:
         path = Path(job.settings.MEGATRON_PATH)
         found["megatron-lm"] = _git(path) if path.is_dir() else "inside the container"
-        found["megatron-core"] = _package_info(path / "megatron" / "core" / "package_info.py")
+        found["megatron-core"] = releases.version_of(path)
     python = next(
         (Path(word) for word in job.program if Path(word).name.startswith("python")), None
     )
@@ -135,17 +135,3 @@ def _git(path: Path) -> dict[str, Any]:
         if commit
         else {"commit": "not a git checkout"}
     )
-
-
-def _package_info(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    found = dict(
-        re.findall(
-            r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = (.+)$",
-            path.read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
-    )
-    numbers = ".".join(found.get(name, "?") for name in ("MAJOR", "MINOR", "PATCH"))
-    return numbers + found.get("PRE_RELEASE", "").strip("'\"")

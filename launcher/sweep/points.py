@@ -101,9 +101,9 @@ def _place(read: Grid, point: Point, environ: Mapping[str, str]) -> dict[str, st
 
 
 def _memory(job: Job) -> float | None:
-    if job.plan.shape is None or job.settings.SMOKE:
+    if job.plan.shaped is None or job.settings.SMOKE:
         return None
     try:
-        return memory.worst(job.plan.memory).total / memory.GIB
+        return memory.worst(job.plan.shaped.memory).total / memory.GIB
     except (ValueError, ArithmeticError, LookupError):
         return None

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.plan import memory
+from launcher.config.gpus import GPUS
 from launcher.report import training_log
 from launcher.run.follow import TAIL
 from launcher.sweep.points import Planned
@@ -27,7 +27,7 @@ def _verdict(planned: Planned) -> str:
     if planned.refusal:
         return f"refused: {planned.refusal}"
     gpu = planned.request.settings.GPU if planned.request else None
-    room = memory.GPU_GIB.get(gpu or "")
+    room = GPUS[gpu].memory if gpu in GPUS else None
     if planned.gib is not None and room is not None and planned.gib > room:
         return f"ok, but seems not to fit {gpu} ({room:.0f} GiB)"
     return "ok"

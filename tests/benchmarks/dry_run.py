@@ -24,8 +24,8 @@ UNPLANNED = """
 import sys
 from launcher import cli
 from launcher.job import build
-from launcher.plan.sheet import Plan
-build.plan = lambda *_: Plan(None, (), ())
+from launcher.plan.plan import Plan
+build.plan = lambda *_: Plan(None, ())
 sys.exit(cli.main(["submit"]))
 """
 PLANNED = """

@@ -47,9 +47,9 @@ def test_a_wrong_plan_is_found_out():
     """A plan that miscounts one stage by one parameter is a difference."""
     environ, _ = bash_layers.source(bash_layers.ENTRY, [], {**os.environ, **VARIABLES, "PP": "2"})
     described = build(request.read(bash_layers.settings_of(environ), [], environ))
-    counts = list(described.plan.counts)
+    counts = list(described.plan.shaped.counts)
     counts[1] = dataclasses.replace(counts[1], dense=counts[1].dense + 1)
-    vars(described.plan)["counts"] = tuple(counts)  # where the plan keeps what it worked out
+    vars(described.plan.shaped)["counts"] = tuple(counts)  # where the plan keeps what it worked out
     opinion = verification.ask(described)
     assert opinion.accepted
     (difference,) = opinion.differences

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 import pytest
 
 from launcher.config.arguments import Arguments, argv, merge, parse
-from launcher.plan import memory, stages
-from launcher.plan.shape import Shape, read
+from launcher.plan import activations, stages
+from launcher.plan.shape import ACTIVATION, Shape, read
 from tests.plan.test_parameters import ROOT, words
 
 pytestmark = pytest.mark.skipif(
@@ -129,7 +129,7 @@ def fused(shape: Shape, layer: stages.Layer) -> float:
     It computes a norm inside of the matrix product that reads it, and so recomputes them together.
     """
     modules = shape.training.recompute_modules
-    attention, hidden = shape.model.attention, memory.layer_input(shape)
+    attention, hidden = shape.model.attention, activations.layer_input(shape)
     compressed = (attention.q_rank or 0) + attention.kv_rank
     extra = 0.0
     if "layernorm" in modules:
@@ -138,7 +138,7 @@ def fused(shape: Shape, layer: stages.Layer) -> float:
     elif "mlp" in modules and not layer.moe:
         extra -= hidden
     if "mla_up_proj" in modules and attention.latent:
-        extra -= memory.own_tokens(shape) * compressed * memory.ACTIVATION
+        extra -= activations.own_tokens(shape) * compressed * ACTIVATION
     return extra
 
 
@@ -150,19 +150,25 @@ def compared(job: tuple[str, int, str]) -> list[tuple[str, float, float]]:
     if shape.training.recompute == "full":
         nothing = {layer.kind: 0.0 for layer in stage.layers}
         # Behind the decoder's layers, inputs all, comes the input of the final norm.
-        ours = memory.chunk_activations(shape, stage.chunks[0], nothing) - memory.layer_input(shape)
+        ours = activations.chunk_activations(
+            shape, stage.chunks[0], nothing
+        ) - activations.layer_input(shape)
         return [("block", ours, found["saved"]["block"]["total"])]
     kinds = {layer.kind: layer for layer in stage.layers}
     if shape.model.mtp:
-        kept = {kind: memory.kept(shape, layer) for kind, layer in kinds.items()}
+        kept = {kind: activations.kept(shape, layer) for kind, layer in kinds.items()}
         (chunk,) = stage.chunks
         # Beside what the loss saves are the BF16 logits, or their gradient, which nothing saves.
-        passing = memory.tokens(shape) * shape.model.vocabulary * memory.ACTIVATION
-        ours = memory.chunk_activations(shape, chunk, kept) + memory.logits(shape, chunk) - passing
+        passing = activations.tokens(shape) * shape.model.vocabulary * ACTIVATION
+        ours = (
+            activations.chunk_activations(shape, chunk, kept)
+            + activations.logits(shape, chunk)
+            - passing
+        )
         return [("model", ours, found["saved"]["model"]["total"])]
     assert kinds.keys() == found["saved"].keys()
     return [
-        (kind, memory.kept(shape, layer), found["saved"][kind]["total"] + fused(shape, layer))
+        (kind, activations.kept(shape, layer), found["saved"][kind]["total"] + fused(shape, layer))
         for kind, layer in kinds.items()
     ]
 

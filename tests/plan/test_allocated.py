@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.arguments import parse
-from launcher.plan import memory, parameters, stages
+from launcher.plan import activations, parameters, stages, static
 from launcher.plan.shape import Shape, read
 from tests.support.launching import ROOT, preview
 
@@ -115,7 +115,7 @@ def test_weights_and_gradients_are_what_megatron_allocates(name):
     _, shape, _ = job(name)
     split = stages.split(shape)
     for stage, count, ranks in zip(split, parameters.stages(shape, split), by_stage(name)):
-        assert memory.placeholders(shape, stage) == 0  # Megatron's local modules need none
+        assert static.placeholders(shape, stage) == 0  # Megatron's local modules need none
         for rank in ranks:
             assert rank["parameters"] == count.total  # all of them in buffers, as below
             buffers = [buffer for chunk in rank["chunks"] for buffer in chunk]
@@ -125,8 +125,8 @@ def test_weights_and_gradients_are_what_megatron_allocates(name):
             # What is beyond our count is padding alone, to the last element.
             padding = sum(padded(buffer) for buffer in buffers) - count.total
             for kind, ours, each in (
-                ("parameters", memory.weights(shape, count), shape.training.weight_bytes),
-                ("gradients", memory.gradients(shape, count), shape.training.gradient_bytes),
+                ("parameters", static.weights(shape, count), shape.training.weight_bytes),
+                ("gradients", static.gradients(shape, count), shape.training.gradient_bytes),
             ):
                 assert sum(buffer[kind] for buffer in buffers) == ours + padding * each
 
@@ -136,7 +136,7 @@ def test_weights_and_gradients_are_what_megatron_allocates(name):
 def test_optimizer_states_are_what_megatron_allocates(name):
     _, shape, _ = job(name)
     split = stages.split(shape)
-    each = memory.state_bytes(shape)
+    each = static.state_bytes(shape)
     for count, ranks in zip(parameters.stages(shape, split), by_stage(name)):
         bytes_of = [sum(one["main"] + one["moments"] for one in rank["optimizers"]) for rank in ranks]  # fmt: skip
         # All ranks of a stage: TP times as much as one model has, each state once.
@@ -145,7 +145,7 @@ def test_optimizer_states_are_what_megatron_allocates(name):
         expert_copies = len(ranks) // shape.parallel.expert_data
         assert sum(bytes_of) == each * ((count.total - experts) * copies + experts * expert_copies)
         # One rank: its even share, but for the padding, of which the last shards have more.
-        ours, visiting = memory.optimizer(shape, count)
+        ours, visiting = static.optimizer(shape, count)
         assert visiting == 0
         margin = each * max(
             padded(buffer) - total([buffer])
@@ -165,7 +165,9 @@ def test_micro_batches_in_flight_are_what_megatron_holds(name):
         chunks = len(found[0]["in_flight"])
         # Alone, each chunk is at its fullest when it holds most.
         ours = [
-            memory.in_flight(shape, rank, [float(one == chunk) for one in range(chunks)])[chunk]
+            activations.in_flight(shape, rank, [float(one == chunk) for one in range(chunks)])[
+                chunk
+            ]
             for chunk in range(chunks)
         ]
         assert all(one["in_flight"] == ours for one in found)

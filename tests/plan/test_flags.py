@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from launcher.config.arguments import Arguments, argv, parse
-from launcher.config.releases import RENAMES, SUPPORTED, rename
+from launcher.config.releases import RENAMES, SUPPORTED, release_of, rename
 from launcher.errors import UsageError
-from launcher.plan.flags import CATALOGUE, OTHER_RENAMES, check, load, release_of
+from launcher.plan.flags import CATALOGUE, OTHER_RENAMES, check, load
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "model_configs").rglob("*.yaml"))

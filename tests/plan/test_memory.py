@@ -8,7 +8,7 @@ import time
 import pytest
 
 from launcher.config.arguments import parse
-from launcher.plan import memory, parameters, stages
+from launcher.plan import activations, memory, parameters, stages, static
 from launcher.plan.parameters import Count
 from launcher.plan.shape import read
 from launcher.plan.stages import Layer
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_told(name, changed):
     ],
 )  # fmt: skip
 def test_bytes_of_optimizer_states(name, further, each):
-    assert memory.state_bytes(shape_of(name, *further)) == each
+    assert static.state_bytes(shape_of(name, *further)) == each
 
 
 def test_static_memory_in_bf16():
@@ -72,7 +72,7 @@ def test_static_memory_in_bf16():
     count = parameters.stages(shape, split)[1]
     rank = ranks("mixtral-8x22b-h100")[1]
     assert rank.weights == 2 * count.total
-    assert rank.gradients == 4 * count.total + memory.placeholders(shape, split[1])
+    assert rank.gradients == 4 * count.total + static.placeholders(shape, split[1])
     # 128 ranks: DP is 8 beside TP2 and PP8, and two replicas of an expert share its states.
     assert rank.optimizer == 12 * (count.dense // 8 + count.routed // 2)
 
@@ -89,7 +89,7 @@ def test_static_memory_in_bf16():
 def test_bytes_of_weights(name, further, matrix, other):
     shape = shape_of(name, *further)
     assert (
-        memory.weights(shape, Count(dense=96, routed=64, matrices=32)) == 96 * matrix + 64 * other
+        static.weights(shape, Count(dense=96, routed=64, matrices=32)) == 96 * matrix + 64 * other
     )
 
 
@@ -124,8 +124,8 @@ def test_optimizer_on_the_cpu():
 def test_gradients_in_bf16():
     count = Count(dense=96, routed=64, matrices=32)
     half = shape_of("mixtral-8x22b-h100", "--grad-reduce-in-bf16")
-    assert memory.gradients(half, count) == 2 * count.total
-    assert memory.gradients(shape_of("mixtral-8x22b-h100"), count) == 4 * count.total
+    assert static.gradients(half, count) == 2 * count.total
+    assert static.gradients(shape_of("mixtral-8x22b-h100"), count) == 4 * count.total
 
 
 def test_placeholders_are_one_a_shape_of_weight():
@@ -134,16 +134,16 @@ def test_placeholders_are_one_a_shape_of_weight():
     attention = 1536 * 7168 + 24576 * 1536 + 576 * 7168 + 32768 * 512 + 7168 * 16384
     network = (4096 + 2048) * 7168  # of a routed expert; those of the shared one are as large
     dense = (36864 + 18432) * 7168
-    assert memory.placeholders(shape, first) == 2 * (attention + network + dense)
-    assert memory.placeholders(shape, last) == 2 * (attention + network + 129280 * 7168)
+    assert static.placeholders(shape, first) == 2 * (attention + network + dense)
+    assert static.placeholders(shape, last) == 2 * (attention + network + 129280 * 7168)
     unfused = shape_of("DeepSeek-V3", "--no-gradient-accumulation-fusion")
-    assert memory.placeholders(unfused, first) == 0
+    assert static.placeholders(unfused, first) == 0
 
 
 def test_a_layer_goes_backward_when_its_logits_are_gone():
     shape = shape_of("qwen3-30b-h100-4k")
     (only,) = ranks("qwen3-30b-h100-4k")
-    assert 0 < memory.working(shape, MOE) < only.logits
+    assert 0 < activations.working(shape, MOE) < only.logits
     assert only.working == 0
 
 
@@ -151,21 +151,21 @@ def test_value_stays_a_view_of_the_projection_where_the_core_is_recomputed():
     kept, again = (shape_of("Mixtral-8x7B", *flags) for flags in ((), (*SELECTIVE, "core_attn")))
     view = 4096 * (4096 + 1024) * 2  # query and key beside the value
     statistics = 4096 * 32 * 4
-    assert memory.kept(again, MOE) == memory.kept(kept, MOE) + view - statistics
+    assert activations.kept(again, MOE) == activations.kept(kept, MOE) + view - statistics
 
 
 def test_swiglu_without_its_kernel_saves_its_factors():
     fused, apart = (
         shape_of("Mixtral-8x7B", *flags) for flags in ((), ("--no-bias-swiglu-fusion",))
     )
-    width = memory.routed_tokens(fused, fused.model.experts) * 14336 * 2
-    assert memory.kept(apart, MOE) == memory.kept(fused, MOE) + 3 * width
+    width = activations.routed_tokens(fused, fused.model.experts) * 14336 * 2
+    assert activations.kept(apart, MOE) == activations.kept(fused, MOE) + 3 * width
 
 
 def test_overlapping_shared_experts_gather_their_input_themselves():
     flags = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
     shape = shape_of("Qwen2-57B-A14B", *flags, "--moe-shared-expert-overlap")
-    saved = {one.what: one.size for one in memory.layer_activations(shape, MOE)}
+    saved = {one.what: one.size for one in activations.layer_activations(shape, MOE)}
     assert saved["shared experts' gathered input"] == 4096 * 3584 * 2
 
 
@@ -214,24 +214,24 @@ def test_early_chunks_hold_more():
 )
 def test_recomputed_modules_are_not_kept(modules, spared):
     shape = shape_of("dsv3-h100-4k", *SELECTIVE, *modules)
-    saved = memory.layer_activations(shape, MOE)
+    saved = activations.layer_activations(shape, MOE)
     assert {one.what for one in saved if one.spared_by & set(modules)} - {"shared experts' input"} == spared - {"shared experts' input"}  # fmt: skip
     gone = sum(one.size for one in saved if one.spared_by & set(modules))
-    assert memory.kept(shape, MOE) == pytest.approx(sum(one.size for one in saved) - gone)
+    assert activations.kept(shape, MOE) == pytest.approx(sum(one.size for one in saved) - gone)
 
 
 def test_recomputing_the_moe_layer_leaves_its_input():
     shape = shape_of("dsv3-h100-4k", *SELECTIVE, "moe", "layernorm")
     attention = sum(
-        one.size for one in memory.latent(shape) if not one.spared_by & {"moe", "layernorm"}
+        one.size for one in activations.latent(shape) if not one.spared_by & {"moe", "layernorm"}
     )
-    assert memory.kept(shape, MOE) == attention + memory.layer_input(shape)
+    assert activations.kept(shape, MOE) == attention + activations.layer_input(shape)
 
 
 def test_recomputing_the_dense_network_leaves_its_input():
     shape = shape_of("dsv3-h100-4k", *SELECTIVE, "mlp")
-    attention = sum(one.size for one in memory.latent(shape))
-    assert memory.kept(shape, DENSE) == attention + memory.layer_input(shape)
+    attention = sum(one.size for one in activations.latent(shape))
+    assert activations.kept(shape, DENSE) == attention + activations.layer_input(shape)
 
 
 @pytest.mark.parametrize(
@@ -242,45 +242,45 @@ def test_full_recomputation_keeps_inputs(method, number, inputs):
     shape = shape_of("Qwen3-30B-A3B", *FULL, method, "--recompute-num-layers", number)
     (rank,) = memory.ranks(shape, stages.split(shape))
     final_norm = 2
-    assert rank.activations == (inputs + final_norm) * memory.layer_input(shape)
+    assert rank.activations == (inputs + final_norm) * activations.layer_input(shape)
 
 
 def test_offloaded_activations_are_not_kept():
     shape = shape_of("qwen3-235b-gb200-4k-mxfp8")
-    away = {one.what for one in memory.layer_activations(shape, MOE) if one.offloaded_by in shape.training.activations_offloaded}  # fmt: skip
+    away = {one.what for one in activations.layer_activations(shape, MOE) if one.offloaded_by in shape.training.activations_offloaded}  # fmt: skip
     assert away == {"dispatched tokens", "experts' first product"}
 
 
-@pytest.mark.parametrize(("factor", "which"), [("2.0", 2.0), (None, memory.IMBALANCE)])
+@pytest.mark.parametrize(("factor", "which"), [("2.0", 2.0), (None, activations.IMBALANCE)])
 def test_dispatched_tokens(factor, which):
     flags = ("--moe-expert-capacity-factor", factor) if factor else ()
     shape = shape_of("mixtral-8x22b-h100", *flags)
     # 4,096 tokens over TP2, to two experts each.
-    assert memory.routed_tokens(shape, shape.model.experts) == 4096 / 2 * 2 * which
+    assert activations.routed_tokens(shape, shape.model.experts) == 4096 / 2 * 2 * which
 
 
 def test_forced_balance_needs_no_margin():
     shape = shape_of("mixtral-8x22b-h100-balanced")
-    assert memory.routed_tokens(shape, shape.model.experts) == 4096
+    assert activations.routed_tokens(shape, shape.model.experts) == 4096
 
 
 def test_context_parallelism_splits_tokens():
     short, long = (shape_of(f"qwen3-235b-h100-{length}") for length in ("16k", "128k"))
-    assert memory.kept(short, MOE) == memory.kept(long, MOE)
+    assert activations.kept(short, MOE) == activations.kept(long, MOE)
 
 
 def test_fp8_saves_less():
     wide = shape_of("mixtral-8x22b-h100-balanced")
-    assert memory.kept(shape_of("mixtral-8x22b-h100-fp8"), MOE) < memory.kept(wide, MOE)
+    assert activations.kept(shape_of("mixtral-8x22b-h100-fp8"), MOE) < activations.kept(wide, MOE)
 
 
 def test_logits_of_each_head():
     one, two = (shape_of("DeepSeek-V3", *flags) for flags in ((), ("--mtp-num-layers", "1")))
     last = stages.split(one)[-1].chunks[-1]
     tokens_and_words = 4096 * 129280
-    assert memory.logits(one, last) == tokens_and_words * (4 + 2)
-    assert memory.logits(two, last) == tokens_and_words * (4 + 4 + 2)
-    assert memory.logits(one, stages.split(one)[0].chunks[0]) == 0
+    assert activations.logits(one, last) == tokens_and_words * (4 + 2)
+    assert activations.logits(two, last) == tokens_and_words * (4 + 4 + 2)
+    assert activations.logits(one, stages.split(one)[0].chunks[0]) == 0
 
 
 # What is told

@@ -13,8 +13,8 @@ import shlex
 import pytest
 
 from launcher.config.arguments import merge, parse
-from launcher.plan import memory, stages
-from launcher.plan.shape import Shape, read
+from launcher.plan import activations, memory, stages
+from launcher.plan.shape import ACTIVATION, Shape, read
 from tests.plan.test_parameters import words
 
 COMMON = """
@@ -81,11 +81,11 @@ def allocated(shape: Shape) -> list[float]:
     """
     found = []
     for one, stage in zip(memory.ranks(shape, stages.split(shape)), stages.split(shape)):
-        at_work = max(memory.working(shape, layer) for layer in stage.layers)
+        at_work = max(activations.working(shape, layer) for layer in stage.layers)
         loss = 0.0
         if stage.chunks[-1].loss:
             words = shape.model.vocabulary / shape.parallel.tensor
-            loss = memory.tokens(shape) * words * memory.ACTIVATION
+            loss = activations.tokens(shape) * words * ACTIVATION
         found.append((one.static + one.activations + max(at_work, loss)) / memory.GIB)
     return found
 

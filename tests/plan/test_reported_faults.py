@@ -11,8 +11,8 @@ import shlex
 import pytest
 
 from launcher.config.arguments import parse
+from launcher.plan.plan import plan
 from launcher.plan.rules import check
-from launcher.plan.sheet import plan
 from tests.plan.test_rules import case
 
 LAYOUT = "--pipeline-model-parallel-layout"
@@ -113,8 +113,10 @@ def fullest(flags: str, world_size: int) -> tuple[list[int], int]:
         case(), arguments=parse(shlex.split(flags), "test"), world_size=world_size
     )
     made = plan(job)
-    assert made.shape is not None, made.findings
-    return [count.total for count in made.counts], max(one.weights for one in made.memory)
+    assert made.shaped is not None, made.findings
+    return [count.total for count in made.shaped.counts], max(
+        one.weights for one in made.shaped.memory
+    )
 
 
 @pytest.mark.parametrize("experts", [0, 4])

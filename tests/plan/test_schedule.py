@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.plan import memory
+from launcher.plan import activations
 from launcher.plan.shape import Shape
 from tests.plan.test_parameters import shape_of
 
@@ -96,10 +96,10 @@ def test_in_flight_is_what_the_schedule_holds(pipeline, virtual, micro_batches, 
                 most = max(most, sum(n * weight for n, weight in zip(held, weights)))
                 if not overlap and step >= ahead:
                     held[back] -= 1
-            found = memory.in_flight(job, rank, weights)
+            found = activations.in_flight(job, rank, weights)
             assert sum(n * weight for n, weight in zip(found, weights)) == pytest.approx(most)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_without_a_pipeline_there_is_one(overlap):
-    assert memory.in_flight(shape(1, 8, None, overlap), 0, [1.0]) == (1,)
+    assert activations.in_flight(shape(1, 8, None, overlap), 0, [1.0]) == (1,)

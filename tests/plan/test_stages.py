@@ -11,15 +11,21 @@ import sys
 
 import pytest
 
+from launcher.config.layout import expand
 from launcher.plan import stages
 from launcher.plan.shape import Shape, Split
 from tests.plan.test_parameters import JOBS, ROOT, shape_of
 
-EVEN = Split(None, None, None, None, None, False, False)
+EVEN = Split(None, None, None, None, False, False)
 
 
 def with_split(shape: Shape, pipeline: int, layers: int, **chosen) -> Shape:
     """The shape with another depth and split; the first layer is dense, the others are MoE."""
+    virtual = chosen.pop("virtual", 1)
+    if "layout" in chosen:
+        virtual = max(1, len(expand(chosen["layout"])) // pipeline)
+    if "layers_per_chunk" in chosen:
+        virtual = max(1, layers // pipeline // chosen["layers_per_chunk"])
     return dataclasses.replace(
         shape,
         model=dataclasses.replace(
@@ -28,7 +34,7 @@ def with_split(shape: Shape, pipeline: int, layers: int, **chosen) -> Shape:
             moe=(False,) + (True,) * (layers - 1),
             linear=(False,) * layers,
         ),
-        parallel=dataclasses.replace(shape.parallel, pipeline=pipeline),
+        parallel=dataclasses.replace(shape.parallel, pipeline=pipeline, virtual=virtual),
         split=dataclasses.replace(EVEN, **chosen),
     )
 

@@ -31,17 +31,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from launcher.config.arguments import parse  # noqa: E402
+from launcher.config.gpus import GPUS  # noqa: E402
 from launcher.config.layout import balanced, expand  # noqa: E402
 from launcher.plan import flags  # noqa: E402
+from launcher.plan.plan import plan  # noqa: E402
 from launcher.plan.rules import RUN_TIME, Case  # noqa: E402
 from launcher.plan.rules import name as name_of  # noqa: E402
-from launcher.plan.rules.case import CAPABILITY  # noqa: E402
-from launcher.plan.sheet import plan  # noqa: E402
 from tests.support.launching import launch  # noqa: E402
 
 JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
 RELEASE = "0.19"
-GPUS = ("H100", "B200", "GB200", "GB300")
+DRAWN_GPUS = ("H100", "B200", "GB200", "GB300")
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _base(name: str, text: str) -> Job:
     exports = (
         shlex.split(line)[0] for line in re.findall(r"^export (\w+=.*)$", text, re.MULTILINE)
     )
-    gpu = next((gpu for gpu in GPUS if f"-{gpu.lower()}" in name), "H100")
+    gpu = next((gpu for gpu in DRAWN_GPUS if f"-{gpu.lower()}" in name), "H100")
     environment = dict(entry.split("=", 1) for entry in exports)
     return Job(name, flags, nodes * tasks, environment, gpu, tasks)
 
@@ -662,7 +662,7 @@ def _environment(rng: random.Random, job: Job) -> None:
 
 def _gpu(rng: random.Random, job: Job) -> None:
     """Another GPU."""
-    job.gpu = rng.choice(GPUS)
+    job.gpu = rng.choice(DRAWN_GPUS)
 
 
 Mutation = Callable[[random.Random, Job], None]
@@ -725,7 +725,7 @@ def verdicts(jobs: Mapping[str, Job], build: str = "ends") -> Iterator[dict[str,
         for name, job in jobs.items():
             request = {
                 "name": name, "argv": job.argv, "world_size": job.world_size, "build": build,
-                "environment": job.environment, "compute_capability": CAPABILITY[job.gpu],
+                "environment": job.environment, "compute_capability": GPUS[job.gpu].capability,
             }  # fmt: skip
             judge.stdin.write(json.dumps(request) + "\n")
         judge.stdin.close()

@@ -29,7 +29,7 @@ sys.path[:] = [*(p for p in sys.path if p != str(Path(__file__).parent)), str(RO
 from launcher.megatron import verify  # noqa: E402
 
 
-def stand_in() -> None:
+def stand_in() -> None:  # noqa: C901 (one replacement after the other)
     """Replace the kernels whose saved tensors differ from Transformer Engine's."""
     import torch
     from megatron.core.models.common.embeddings import rope_utils

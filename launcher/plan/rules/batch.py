@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.plan.rules.case import Case, Unreadable, multiples
-from launcher.plan.rules.layout import virtual_stages
 
 
 def required(case: Case) -> Iterator[str]:
@@ -79,7 +78,7 @@ def evaluation_batches(case: Case) -> Iterator[str]:
 
 def interleaved_micro_batches(case: Case) -> Iterator[str]:
     """forward_backward_pipelining_with_interleaving: groups of micro-batches take turns."""
-    if virtual_stages(case) == 1:
+    if case.virtual == 1:
         return
     flag = "--microbatch-group-size-per-virtual-pipeline-stage"
     group = case.number(flag) or case.pipeline
@@ -106,7 +105,7 @@ def _micro_batches(case: Case) -> int:
 
 def pipeline_fill(case: Case) -> Iterator[str]:
     """Fewer micro-batches than stages leave stages idle at all times."""
-    if case.pipeline > 1 and _micro_batches(case) < case.pipeline and virtual_stages(case) == 1:
+    if case.pipeline > 1 and _micro_batches(case) < case.pipeline and case.virtual == 1:
         yield (
             f"{case.said('--global-batch-size')} makes {_micro_batches(case)} micro-batches for "
             f"PP={case.pipeline}: the pipeline is never full"

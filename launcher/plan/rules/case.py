@@ -5,10 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from launcher.config import parallelism
 from launcher.config.arguments import Arguments
+from launcher.config.gpus import GPUS
 from launcher.config.releases import index
-from launcher.plan import flags
+from launcher.plan import choices, flags
+
+T = TypeVar("T")
 
 Rule = Callable[["Case"], Iterator[str]]  # yields what is wrong, a line each
 
@@ -25,7 +30,7 @@ class Case:
     world_size: int
     release: str
     environment: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # value, origin
-    gpu: str | None = None  # a name of memory.GPU_GIB; None: unknown
+    gpu: str | None = None  # a name of gpus.GPUS; None: unknown
     tasks_per_node: int = 8
     segment: int | None = None  # nodes that share an NVLink domain, of 72 GPUs
     own_training: bool = False  # runs launcher/megatron/gpt.py's model, not pretrain_gpt.py's
@@ -55,11 +60,13 @@ class Case:
 
     def number(self, flag: str) -> int | None:
         """Return a flag's value as a number. Raises Unreadable where it is none."""
-        return _convert(int, self.text(flag))
+        text = self.text(flag)
+        return None if text is None else _readable(int, text)
 
     def real(self, flag: str) -> float | None:
         """Return a flag's value as a fraction. Raises Unreadable where it is none."""
-        return _convert(float, self.text(flag))
+        text = self.text(flag)
+        return None if text is None else _readable(float, text)
 
     def size(self, flag: str) -> int:
         """Return a number that has to be positive. Raises Unreadable where it is not."""
@@ -95,31 +102,39 @@ class Case:
     # What several rules ask for.
 
     @functools.cached_property
+    def sizes(self) -> parallelism.Sizes:
+        """The parallel sizes. Raises Unreadable where one is no positive number."""
+        return _readable(parallelism.read, self.arguments)
+
+    @property
     def tensor(self) -> int:
         """TP."""
-        return self.size("--tensor-model-parallel-size")
+        return self.sizes.tensor
 
-    @functools.cached_property
+    @property
     def pipeline(self) -> int:
         """PP."""
-        return self.size("--pipeline-model-parallel-size")
+        return self.sizes.pipeline
 
-    @functools.cached_property
+    @property
     def context(self) -> int:
         """CP."""
-        return self.size("--context-parallel-size")
+        return self.sizes.context
 
-    @functools.cached_property
+    @property
     def expert(self) -> int:
         """EP."""
-        return self.size("--expert-model-parallel-size")
+        return self.sizes.expert
 
-    @functools.cached_property
+    @property
     def expert_tensor(self) -> int:
         """ETP; TP where it is not given."""
-        if self.number("--expert-tensor-parallel-size") is None:
-            return self.tensor
-        return self.size("--expert-tensor-parallel-size")
+        return self.sizes.expert_tensor
+
+    @functools.cached_property
+    def virtual(self) -> int:
+        """Model chunks of a pipeline rank, 1 without interleaving. Raises Unreadable."""
+        return _readable(parallelism.virtual_stages, self.arguments, self.pipeline)
 
     @functools.cached_property
     def data(self) -> int:
@@ -154,42 +169,30 @@ class Case:
         """The FP8 recipe; None without FP8."""
         return self.text("--fp8-recipe") if self.has("--fp8-format") else None
 
-    @functools.cached_property
+    @property
     def dispatcher(self) -> str:
         """The token dispatcher: allgather, alltoall or flex."""
-        return self.text("--moe-token-dispatcher-type") or "allgather"
+        return choices.dispatcher(self.arguments)
 
-    @functools.cached_property
+    @property
     def backend(self) -> str | None:
         """What moves the tokens of the flex dispatcher; None with another one."""
-        if self.dispatcher != "flex":
-            return None
-        if self.has("--moe-enable-deepep"):
-            return "deepep"
-        return self.text("--moe-flex-dispatcher-backend")
+        return choices.backend(self.arguments)
 
-    @functools.cached_property
+    @property
     def granularity(self) -> str | None:
-        """What is recomputed: full, selective or None (validate_args)."""
-        if self.has("--recompute-activations"):
-            return "selective"
-        return self.text("--recompute-granularity")
+        """What is recomputed: full, selective or None."""
+        return choices.granularity(self.arguments)
 
-    @functools.cached_property
+    @property
     def recomputed(self) -> frozenset[str]:
         """The modules named for recomputation, used or not; the core of attention by default."""
-        if not self.has("--recompute-modules"):
-            return frozenset({"core_attn"})
-        return frozenset(self.words("--recompute-modules"))
+        return choices.recomputed(self.arguments)
 
-    @functools.cached_property
+    @property
     def graphs(self) -> str:
         """How CUDA graphs are made: none, local, transformer_engine, full_iteration."""
-        if self.has("--enable-cuda-graph"):
-            return "local"
-        if self.has("--external-cuda-graph"):
-            return "transformer_engine"
-        return self.text("--cuda-graph-impl") or "none"
+        return choices.graphs(self.arguments)
 
     @functools.cached_property
     def graph_flag(self) -> str:
@@ -208,19 +211,15 @@ class Case:
     @functools.cached_property
     def capability(self) -> tuple[int, int] | None:
         """CUDA's compute capability of the GPU; None where that is unknown."""
-        return CAPABILITY.get(self.gpu or "")
+        return GPUS[self.gpu].capability if self.gpu and self.gpu in GPUS else None
 
 
-CAPABILITY = {"H100": (9, 0), "H200": (9, 0), "B200": (10, 0), "GB200": (10, 0), "GB300": (10, 3)}
-
-
-def _convert(kind, text):
-    if text is None:
-        return None
+def _readable(read: Callable[..., T], *words: Any) -> T:
+    """Return what `read` makes of its arguments. Raises Unreadable where that is ValueError."""
     try:
-        return kind(text)
+        return read(*words)
     except ValueError:
-        raise Unreadable(text) from None
+        raise Unreadable(words[-1]) from None
 
 
 def divisors(number: int, most: int = 8) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.plan.rules.case import Case
-from launcher.plan.rules.layout import virtual_stages
 
 OVERLAP = "--overlap-moe-expert-parallel-comm"
 DELAY = "--delay-wgrad-compute"
@@ -39,7 +38,7 @@ def expert_overlap(case: Case) -> Iterator[str]:
     if not case.has(OVERLAP):
         return
     said = case.said(OVERLAP)
-    if case.pipeline > 1 and virtual_stages(case) == 1:
+    if case.pipeline > 1 and case.virtual == 1:
         yield f"{said} with PP={case.pipeline} needs virtual stages: VPP above 1"
     if case.expert == 1:
         yield f"{said} needs EP above 1"
@@ -139,7 +138,7 @@ def parameter_overlap_with_step(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs --use-distributed-optimizer"
     if not case.has("--overlap-param-gather"):
         yield f"{case.said(flag)} needs --overlap-param-gather"
-    if virtual_stages(case) == 1:
+    if case.virtual == 1:
         yield f"{case.said(flag)} needs virtual stages: VPP above 1"
     if case.text("--ckpt-format") != "torch":
         yield f"{case.said(flag)} cannot go with {case.said('--ckpt-format')}: torch alone"
@@ -163,7 +162,7 @@ def overlapped_warmup(case: Case) -> Iterator[str]:
     flag = "--overlap-p2p-communication-warmup-flush"
     if not case.has(flag):
         return
-    if virtual_stages(case) == 1 or case.has("--no-overlap-p2p-communication"):
+    if case.virtual == 1 or case.has("--no-overlap-p2p-communication"):
         yield f"{case.said(flag)} needs virtual stages with overlapped p2p communication"
 
 

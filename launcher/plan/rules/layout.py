@@ -5,29 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.config.layout import expand, layer_pattern
+from launcher.config.layout import ACCOUNTED, expand, layer_pattern
+from launcher.config.parallelism import LAYERS_PER_CHUNK as PER_CHUNK
+from launcher.config.parallelism import LAYOUT, VIRTUAL
 from launcher.plan.rules.case import Case, Unreadable, divisors
 
-LAYOUT = "--pipeline-model-parallel-layout"
-VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
-PER_CHUNK = "--num-layers-per-virtual-pipeline-stage"
 FIRST = "--decoder-first-pipeline-num-layers"
 LAST = "--decoder-last-pipeline-num-layers"
-ACCOUNTED = (
-    "--account-for-embedding-in-pipeline-split",
-    "--account-for-loss-in-pipeline-split",
-)
-
-
-def virtual_stages(case: Case) -> int:
-    """Return the model chunks a rank has; 1 without interleaving. Raises Unreadable."""
-    if case.has(LAYOUT):
-        return max(1, len(_parts(case)) // case.pipeline)
-    if case.has(VIRTUAL):
-        return case.size(VIRTUAL)
-    if case.has(PER_CHUNK):
-        return max(1, _counted(case) // case.pipeline // case.size(PER_CHUNK))
-    return 1
 
 
 def _parts(case: Case) -> list[str]:
@@ -72,7 +56,7 @@ def virtual_needs_pipeline(case: Case) -> Iterator[str]:
     if case.has(VIRTUAL) and (case.number(VIRTUAL) or 0) < 1:
         yield f"{case.said(VIRTUAL)} is below 1"
         return
-    if virtual_stages(case) == 1:
+    if case.virtual == 1:
         return
     overlapped = not case.has("--no-overlap-p2p-communication")
     if case.pipeline <= (1 if overlapped else 2):
@@ -115,7 +99,7 @@ def uneven_split(case: Case) -> Iterator[str]:
     given = [flag for flag in (FIRST, LAST) if case.has(flag)]
     if case.has(LAYOUT) or not given:
         return
-    chunks = virtual_stages(case)
+    chunks = case.virtual
     for flag in given:
         layers = case.number(flag) or 0
         if layers < 1:

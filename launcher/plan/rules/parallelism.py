@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from launcher.config.parallelism import CONTEXT, EXPERT, EXPERT_TENSOR, PIPELINE, TENSOR
 from launcher.plan.rules.case import Case, Unreadable, divisors, multiples
 
-SIZES = (
-    "--tensor-model-parallel-size",
-    "--pipeline-model-parallel-size",
-    "--context-parallel-size",
-    "--expert-model-parallel-size",
-    "--expert-tensor-parallel-size",
-)
+SIZES = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)
 
 
 def positive(case: Case) -> Iterator[str]:

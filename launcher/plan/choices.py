@@ -1,0 +1,45 @@
+"""What a job has chosen where several flags decide, with Megatron's defaults (validate_args)."""
+
+from __future__ import annotations
+
+from launcher.config.arguments import Arguments, value
+
+
+def words(arguments: Arguments, *flags: str) -> frozenset[str]:
+    """Return the values of all of the flags together."""
+    return frozenset(word for flag in flags if flag in arguments for word in arguments[flag].values)
+
+
+def dispatcher(arguments: Arguments) -> str:
+    """Return the token dispatcher: allgather, alltoall or flex."""
+    return value(arguments, "--moe-token-dispatcher-type") or "allgather"
+
+
+def backend(arguments: Arguments) -> str | None:
+    """Return what moves the tokens of the flex dispatcher; None with another one."""
+    if dispatcher(arguments) != "flex":
+        return None
+    if "--moe-enable-deepep" in arguments:
+        return "deepep"
+    return value(arguments, "--moe-flex-dispatcher-backend") or "deepep"
+
+
+def granularity(arguments: Arguments) -> str | None:
+    """Return what is recomputed: full, selective or None."""
+    if "--recompute-activations" in arguments:
+        return "selective"
+    return value(arguments, "--recompute-granularity")
+
+
+def recomputed(arguments: Arguments) -> frozenset[str]:
+    """Return the modules named for recomputation, used or not; the core of attention by default."""
+    return words(arguments, "--recompute-modules") or frozenset({"core_attn"})
+
+
+def graphs(arguments: Arguments) -> str:
+    """Return how CUDA graphs are made: none, local, transformer_engine or full_iteration."""
+    if "--enable-cuda-graph" in arguments:
+        return "local"
+    if "--external-cuda-graph" in arguments:
+        return "transformer_engine"
+    return value(arguments, "--cuda-graph-impl") or "none"

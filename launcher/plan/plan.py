@@ -1,0 +1,79 @@
+"""The plan of one job: what it is, whether it can work, and what it needs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from launcher.config.gpus import GPUS
+from launcher.plan import Finding, flags, memory, parameters, rules, stages
+from launcher.plan.parameters import Count
+from launcher.plan.rules import Case
+from launcher.plan.shape import Shape, read
+from launcher.plan.stages import Stage
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a job runs."""
+
+    model: str  # its name, for published results
+    nodes: int
+    tasks_per_node: int
+    gpu: str | None  # a name of gpus.GPUS
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A job whose arguments determine it. What only a reader needs is computed when asked for."""
+
+    shape: Shape
+    stages: tuple[Stage, ...]
+
+    @functools.cached_property
+    def counts(self) -> tuple[Count, ...]:
+        """Parameters of each pipeline rank."""
+        return parameters.stages(self.shape, self.stages)
+
+    @functools.cached_property
+    def memory(self) -> tuple[memory.Rank, ...]:
+        """Memory of each pipeline rank."""
+        return memory.ranks(self.shape, self.stages)
+
+    def assumptions(self) -> list[str]:
+        """Return what the memory estimate rests on."""
+        return memory.assumptions(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a job: what Megatron would refuse, and its shape where there is one."""
+
+    shaped: Shaped | None  # None where the arguments do not determine it
+    findings: tuple[Finding, ...]
+
+
+def plan(case: Case) -> Plan:
+    """Work a job out from its Megatron arguments, and find what Megatron would refuse."""
+    found = [*flags.check(case.arguments, case.release), *rules.check(case)]
+    refused = any(finding.severity == "error" for finding in found)
+    try:
+        shape = read(case.arguments, case.world_size)
+        return Plan(Shaped(shape, stages.split(shape)), tuple(found))
+    except (ValueError, ArithmeticError, LookupError) as error:
+        if not refused:  # otherwise that is why
+            found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
+        return Plan(None, tuple(found))
+
+
+def too_full(made: Shaped, gpu: str | None) -> Finding | None:
+    """Return the warning that the fullest rank needs more memory than its GPU has."""
+    if gpu is None or memory.room(made.memory, gpu) >= 0:
+        return None
+    worst = memory.worst(made.memory)
+    return Finding(
+        "warning",
+        f"pipeline rank {worst.pipeline_rank} needs {worst.total / memory.GIB:.0f} GiB and "
+        f"GPU={gpu} has {GPUS[gpu].memory:.0f} (estimate, not calibrated on a GPU)",
+        "memory",
+    )
