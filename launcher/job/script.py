@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 
 from launcher.config.arguments import Arguments, quote, value
+from launcher.config.parallelism import FLAG_OF
 from launcher.config.settings import SECRETS
 from launcher.errors import UsageError
 from launcher.job import container, sbatch
@@ -53,13 +54,8 @@ def check_secrets(text: str, environ: Mapping[str, str]) -> None:
 
 
 def _title(job: Job) -> str:
-    sizes = {
-        "TP": "--tensor-model-parallel-size",
-        "PP": "--pipeline-model-parallel-size",
-        "EP": "--expert-model-parallel-size",
-        "CP": "--context-parallel-size",
-    }
-    words = " ".join(f"{name}{value(job.arguments, flag) or 1}" for name, flag in sizes.items())
+    sizes = ("TP", "PP", "EP", "CP")
+    words = " ".join(f"{name}{value(job.arguments, FLAG_OF[name]) or 1}" for name in sizes)
     kind = " (smoke)" if job.settings.SMOKE else ""
     title = f"{job.settings.MODEL_NAME}{kind}: {job.world_size} ranks, {words}"
     return re.sub(r"[^\x20-\x7e]", "?", title)

@@ -27,7 +27,7 @@ def _verdict(planned: Planned) -> str:
     if planned.refusal:
         return f"refused: {planned.refusal}"
     gpu = planned.request.settings.GPU if planned.request else None
-    room = GPUS[gpu].memory if gpu in GPUS else None
+    room = GPUS[gpu].memory if gpu and gpu in GPUS else None
     if planned.gib is not None and room is not None and planned.gib > room:
         return f"ok, but seems not to fit {gpu} ({room:.0f} GiB)"
     return "ok"
