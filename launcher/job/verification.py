@@ -125,7 +125,7 @@ def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
         return ["it finds no error" if verdict["accepted"] is False else "it refuses the job"]
     if not verdict["accepted"]:
         return []
-    if job.plan.shaped is None:
+    if job.plan.shaped is None or "parameters" in job.plan.shaped.unknown:
         return []
     found = []
     for stage, count in zip(verdict["stages"], job.plan.shaped.counts):

@@ -123,7 +123,7 @@ def layer_activations(
         feed = experts(shape, shape.model.experts, imbalance)
     else:
         feed = dense(shape)
-    return attend + feed + (mtp_head(shape) if layer.mtp else ())
+    return attend + feed + dropout(shape) + (mtp_head(shape) if layer.mtp else ())
 
 
 def tokens(shape: Shape) -> float:
@@ -201,7 +201,7 @@ def grouped(shape: Shape) -> tuple[Saved, ...]:
         ),
         *_core(shape, queries, attention.heads),
     ]
-    if attention.qk_norm:
+    if attention.qk_norm or attention.qk_l2_norm:
         copies = (queries + keys) * ACTIVATION + (heads + groups) * SINGLE
         saved.append(Saved("query and key before their norms", inside * copies))
     if attention.output_gate:
@@ -396,6 +396,13 @@ def experts(shape: Shape, moe: Experts, imbalance: float | None = None) -> tuple
         if moe.shared_gate:
             saved.append(Saved("shared experts' output", layer_input(shape), again))
     return tuple(saved)
+
+
+def dropout(shape: Shape) -> tuple[Saved, ...]:
+    """List the masks of the two dropouts of a layer, a byte an element (bias_dropout_add)."""
+    if not shape.training.dropout:
+        return ()
+    return (Saved("dropout masks", 2 * own_tokens(shape) * shape.model.hidden),)
 
 
 def mtp_head(shape: Shape) -> tuple[Saved, ...]:

@@ -26,14 +26,15 @@ def backend(arguments: Arguments) -> str | None:
 
 def granularity(arguments: Arguments) -> str | None:
     """Return what is recomputed: full, selective or None."""
-    if "--recompute-activations" in arguments:
+    if {"--recompute-activations", "--moe-layer-recompute"} & arguments.keys():
         return "selective"
     return value(arguments, "--recompute-granularity")
 
 
 def recomputed(arguments: Arguments) -> frozenset[str]:
     """Return the modules named for recomputation, used or not; the core of attention by default."""
-    return words(arguments, "--recompute-modules") or frozenset({"core_attn"})
+    named = words(arguments, "--recompute-modules") or frozenset({"core_attn"})
+    return named | {"moe"} if "--moe-layer-recompute" in arguments else named
 
 
 def graphs(arguments: Arguments) -> str:

@@ -13,12 +13,10 @@ MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "working
 
 
 def as_data(made: Shaped, site: Site) -> dict[str, Any]:
-    """Return the plan for tools: sizes in bytes, operations and numbers of parameters."""
+    """Return the plan for tools: null, or left out of a stage, is what a job does not tell."""
     shape = made.shape
-    whole = parameters.whole(shape.model)
     training, parallel = shape.training, shape.parallel
-    found = published.nearest(site.model, site.gpu, shape)
-    return {
+    content: dict[str, Any] = {
         "parallelism": {
             "world_size": parallel.world,
             "tensor": parallel.tensor,
@@ -36,29 +34,45 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any]:
             "sequence_length": training.sequence,
             "micro_batches": training.global_batch // (training.micro_batch * parallel.data),
         },
-        "parameters": {"total": whole.total, "active": whole.active, "mtp": whole.mtp},
-        "flops": {
-            "per_token": flops.per_token(shape),
-            "per_step": flops.iteration(shape),
-            "convention": flops.CONVENTION,
-        },
+        "parameters": None,
+        "flops": None,
         "stages": [
             {
                 "pipeline_rank": stage.pipeline_rank,
                 "chunks": [_chunk(chunk) for chunk in stage.chunks],
-                "parameters": count.total,
-                "expert_parameters": count.routed,
-                "memory": {name: getattr(one, name) for name in (*MEMORY, "total")},
-                "in_flight": list(one.in_flight),
             }
-            for stage, count, one in zip(made.stages, made.counts, made.memory)
+            for stage in made.stages
         ],
         "gpu": {"name": site.gpu, "memory": round(GPUS[site.gpu].memory * memory.GIB)}
         if site.gpu
         else None,
         "assumptions": made.assumptions(),
-        "published": {**found.settings, "differences": list(found.differences)} if found else None,
+        "published": None,
+        "unknown": sorted(made.unknown),
     }
+    if "parameters" not in made.unknown:
+        whole = parameters.whole(shape.model)
+        content["parameters"] = {
+            "total": whole.total,
+            "active": whole.active,
+            "mtp": whole.mtp,
+        }
+        for entry, count in zip(content["stages"], made.counts):
+            entry.update(parameters=count.total, expert_parameters=count.routed)
+    if "FLOPs" not in made.unknown:
+        content["flops"] = {
+            "per_token": flops.per_token(shape),
+            "per_step": flops.iteration(shape),
+            "convention": flops.CONVENTION,
+        }
+        found = published.nearest(site.model, site.gpu, shape)
+        if found:
+            content["published"] = {**found.settings, "differences": list(found.differences)}
+    if "memory" not in made.unknown:
+        for entry, one in zip(content["stages"], made.memory):
+            entry["memory"] = {name: getattr(one, name) for name in (*MEMORY, "total")}
+            entry["in_flight"] = list(one.in_flight)
+    return content
 
 
 def _chunk(chunk: stages.Chunk) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _attention_layers(model: Model) -> tuple[int, int]:
 
 def _feed_forward(model: Model) -> int:
     """Count the multiplications of a token in all dense and MoE networks, MTP's included."""
-    matrices = 2 + model.gated
+    matrices = 2 + model.swiglu
     moe_layers = sum(model.moe) + model.moe[-1] * model.mtp
     dense_layers = model.layers + model.mtp - moe_layers
     count = model.hidden * model.ffn * matrices * dense_layers

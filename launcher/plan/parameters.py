@@ -129,7 +129,9 @@ def layer(model: Model, parallel: Parallel, one: Layer) -> Count:
     """
     attend = linear_attention if one.linear else latent if model.attention.latent else grouped
     feed = experts if one.moe else dense
-    count = norm(model) * 2 + attend(model, parallel) + feed(model, parallel)
+    count = norm(model) * 2 + attend(model, parallel) + feed(model, parallel) + indexer(model)
+    if model.attention.sinks and not one.linear:
+        count += Count(dense=model.attention.heads // parallel.tensor)
     return count + mtp_head(model, parallel) if one.mtp else count
 
 
@@ -184,6 +186,20 @@ def latent(model: Model, parallel: Parallel) -> Count:
     if model.linear_bias:
         count += Count(dense=model.hidden)
     return count + norm(model, normed) if attention.qk_norm else count
+
+
+def indexer(model: Model) -> Count:
+    """Count what chooses the keys of sparse attention, whole on every tensor rank.
+
+    Source: DSAIndexer (core/transformer/experimental_attention_variant/dsa.py): queries from the
+    compressed ones, one key head with a LayerNorm, and a weight a head.
+    """
+    chooser, attention = model.indexer, model.attention
+    if chooser is None:
+        return Count()
+    queries = (attention.q_rank or model.hidden) * chooser.heads * chooser.head_dim
+    matrices = queries + model.hidden * (chooser.head_dim + chooser.heads)
+    return Count(dense=matrices + 2 * chooser.head_dim, matrices=matrices)
 
 
 def linear_attention(model: Model, parallel: Parallel) -> Count:

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from launcher.config.gpus import GPUS
-from launcher.plan import Finding, flags, memory, parameters, rules, stages
+from launcher.plan import Finding, flags, influence, memory, parameters, rules, stages
 from launcher.plan.parameters import Count
 from launcher.plan.rules import Case
 from launcher.plan.shape import Shape, read
@@ -29,16 +29,23 @@ class Shaped:
 
     shape: Shape
     stages: tuple[Stage, ...]
+    unknown: frozenset[str] = frozenset()  # of parameters, memory and FLOPs (plan.influence)
 
     @functools.cached_property
     def counts(self) -> tuple[Count, ...]:
-        """Parameters of each pipeline rank."""
+        """Parameters of each pipeline rank. Raises ValueError where they are unknown."""
+        self._known("parameters")
         return parameters.stages(self.shape, self.stages)
 
     @functools.cached_property
     def memory(self) -> tuple[memory.Rank, ...]:
-        """Memory of each pipeline rank."""
+        """Memory of each pipeline rank. Raises ValueError where it is unknown."""
+        self._known("memory")
         return memory.ranks(self.shape, self.stages)
+
+    def _known(self, what: str) -> None:
+        if what in self.unknown:
+            raise ValueError(f"{what}: a flag of the job is not modelled")
 
     def assumptions(self) -> list[str]:
         """Return what the memory estimate rests on."""
@@ -55,20 +62,21 @@ class Plan:
 
 def plan(case: Case) -> Plan:
     """Work a job out from its Megatron arguments, and find what Megatron would refuse."""
-    found = [*flags.check(case.arguments, case.release), *rules.check(case)]
+    unknown, unmodelled = influence.unknown(case.arguments)
+    found = [*flags.check(case.arguments, case.release), *rules.check(case), *unmodelled]
     refused = any(finding.severity == "error" for finding in found)
     try:
-        shape = read(case.arguments, case.world_size)
-        return Plan(Shaped(shape, stages.split(shape)), tuple(found))
+        shape = read(case.arguments, case.world_size, case.release)
+        return Plan(Shaped(shape, stages.split(shape), unknown), tuple(found))
     except (ValueError, ArithmeticError, LookupError) as error:
-        if not refused:  # otherwise that is why
+        if not refused and "parameters" not in unknown:  # otherwise that is why
             found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
         return Plan(None, tuple(found))
 
 
 def too_full(made: Shaped, gpu: str | None) -> Finding | None:
     """Return the warning that the fullest rank needs more memory than its GPU has."""
-    if gpu is None or memory.room(made.memory, gpu) >= 0:
+    if gpu is None or "memory" in made.unknown or memory.room(made.memory, gpu) >= 0:
         return None
     worst = memory.worst(made.memory)
     return Finding(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from launcher.config import parallelism
 from launcher.config.arguments import Arguments, integer, optional, positive, value
 from launcher.config.layout import layer_pattern
+from launcher.config.releases import SUPPORTED, index
 from launcher.plan import choices
 
 ACTIVATION = 2  # bytes of an element in BF16
@@ -29,6 +30,8 @@ class Attention:
     output_gate: bool
     qkv_bias: bool
     qk_norm: bool
+    qk_l2_norm: bool  # has no parameters
+    sinks: bool  # --softmax-type learnable: a number a head that takes part in the softmax
     latent: bool
     q_rank: int | None  # of the compressed queries; None where they are not compressed
     kv_rank: int
@@ -59,6 +62,14 @@ class LinearAttention:
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """What chooses the keys of sparse attention (--experimental-attention-variant dsa)."""
+
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class Experts:
     """The mixture of experts of an MoE layer."""
 
@@ -81,11 +92,13 @@ class Model:
     layers: int  # decoder layers, MTP's not among them
     hidden: int
     ffn: int  # intermediate width of a dense layer
-    gated: bool  # SwiGLU: two input matrices in every feed-forward network
+    gated: bool  # SwiGLU or GeGLU: two input matrices in every feed-forward network
+    swiglu: bool  # Megatron's count of FLOPs knows only this gate
     linear_bias: bool
     norm_bias: bool  # LayerNorm; RMSNorm has none
     attention: Attention
     linear_attention: LinearAttention | None
+    indexer: Indexer | None
     experts: Experts | None
     moe: tuple[bool, ...]  # by decoder layer
     linear: tuple[bool, ...]  # by decoder layer: whether its attention is linear
@@ -150,8 +163,11 @@ class Training:
     fp8_parameters: bool  # --fp8-param-gather: FP8 weights are the only ones
     gradient_bytes: int  # of a gradient as accumulated
     fused_gradients: bool  # matrix products accumulate the gradients of weights themselves
-    fused_activation: bool  # one kernel for SwiGLU
+    fused_activation: bool  # one kernel for the gate
+    dropout: bool  # of hidden states, whose masks are saved
     distributed_optimizer: bool
+    optimizer_instances: int  # copies of the distributed optimizer's states
+    adam: bool  # two moments; SGD has one
     precision_aware: bool
     main_gradient_bytes: int
     main_parameter_bytes: int
@@ -179,11 +195,11 @@ class Shape:
     training: Training
 
 
-def read(arguments: Arguments, world_size: int) -> Shape:
+def read(arguments: Arguments, world_size: int, release: str = SUPPORTED[-1]) -> Shape:
     """Return the shape of a job. Raises ValueError where an argument is missing or no number."""
     parallel = _parallel(arguments, world_size)
     return Shape(
-        _model(arguments, parallel.tensor),
+        _model(arguments, parallel.tensor, release),
         parallel,
         _split(arguments),
         _training(arguments, parallel),
@@ -217,12 +233,12 @@ def _split(arguments: Arguments) -> Split:
     )
 
 
-def _model(arguments: Arguments, tensor: int) -> Model:
+def _model(arguments: Arguments, tensor: int, release: str) -> Model:
     layers = positive(arguments, "--num-layers")
     hidden = positive(arguments, "--hidden-size")
-    gated = "--swiglu" in arguments
+    swiglu = "--swiglu" in arguments
     ffn = positive(
-        arguments, "--ffn-hidden-size", 8 * hidden // 3 // 64 * 64 if gated else 4 * hidden
+        arguments, "--ffn-hidden-size", 8 * hidden // 3 // 64 * 64 if swiglu else 4 * hidden
     )
     experts = _experts(arguments, ffn)
     mtp = integer(arguments, "--mtp-num-layers", 0)
@@ -231,17 +247,19 @@ def _model(arguments: Arguments, tensor: int) -> Model:
         layers=layers,
         hidden=hidden,
         ffn=ffn,
-        gated=gated,
+        gated=swiglu or "--quick-geglu" in arguments,
+        swiglu=swiglu,
         linear_bias="--disable-bias-linear" not in arguments,
         norm_bias=value(arguments, "--normalization") != "RMSNorm",
         attention=_attention(arguments, hidden),
         linear_attention=_linear_attention(arguments),
+        indexer=_indexer(arguments),
         experts=experts,
         moe=_moe_pattern(arguments, layers) if experts else (False,) * layers,
         linear=_linear_pattern(arguments, layers),
         mtp=mtp,
         mtp_built=min(mtp, 1) if "--mtp-use-repeated-layer" in arguments else mtp,
-        vocabulary=_vocabulary(arguments, tensor),
+        vocabulary=_vocabulary(arguments, tensor, release),
         positions=integer(arguments, "--max-position-embeddings", 0) if learned else 0,
         tied="--untie-embeddings-and-output-weights" not in arguments,
     )
@@ -257,6 +275,8 @@ def _attention(arguments: Arguments, hidden: int) -> Attention:
         output_gate="--attention-output-gate" in arguments,
         qkv_bias="--add-qkv-bias" in arguments or "--disable-bias-linear" not in arguments,
         qk_norm="--qk-layernorm" in arguments,
+        qk_l2_norm="--qk-l2-norm" in arguments,
+        sinks=value(arguments, "--softmax-type") == "learnable",
         latent="--multi-latent-attention" in arguments,
         q_rank=optional(arguments, "--q-lora-rank"),
         kv_rank=positive(arguments, "--kv-lora-rank", 32),
@@ -278,11 +298,20 @@ def _linear_attention(arguments: Arguments) -> LinearAttention | None:
     )
 
 
+def _indexer(arguments: Arguments) -> Indexer | None:
+    if value(arguments, "--experimental-attention-variant") != "dsa":
+        return None
+    return Indexer(
+        heads=positive(arguments, "--dsa-indexer-n-heads"),
+        head_dim=positive(arguments, "--dsa-indexer-head-dim"),
+    )
+
+
 def _experts(arguments: Arguments, ffn: int) -> Experts | None:
     count = optional(arguments, "--num-experts")
     if count is None:
         return None
-    capacity = value(arguments, "--moe-expert-capacity-factor")
+    capacity = _real(arguments, "--moe-expert-capacity-factor", 0.0)
     return Experts(
         count=count,
         top_k=positive(arguments, "--moe-router-topk", 2),
@@ -292,7 +321,7 @@ def _experts(arguments: Arguments, ffn: int) -> Experts | None:
         shared_gate="--moe-shared-expert-gate" in arguments,
         score_bias="--moe-router-enable-expert-bias" in arguments,
         latent=optional(arguments, "--moe-latent-size"),
-        capacity_factor=float(capacity) if capacity and float(capacity) > 0 else None,
+        capacity_factor=capacity if capacity > 0 else None,
         balanced="--moe-router-force-load-balancing" in arguments,
     )
 
@@ -324,13 +353,37 @@ def _linear_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
     return tuple(map(bool, pattern))
 
 
-def _vocabulary(arguments: Arguments, tensor: int) -> int:
-    """Pad as vocab_size_with_padding does (core/tokenizers/utils/build_tokenizer.py)."""
+def _real(arguments: Arguments, flag: str, default: float) -> float:
+    """Return a flag's value as a finite number. Raises ValueError."""
+    text = value(arguments, flag)
+    number = default if text is None else float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{flag} {text} is no finite number")
+    return number
+
+
+def _share(arguments: Arguments, flag: str) -> float:
+    share = _real(arguments, flag, 1.0)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{flag} {share:g} is not between 0 and 1")
+    return share
+
+
+def _vocabulary(arguments: Arguments, tensor: int, release: str) -> int:
+    """Pad as vocab_size_with_padding does (core/tokenizers/utils/build_tokenizer.py).
+
+    Up to 0.17, NullTokenizer has one word more than --vocab-size, for the end of a document.
+    """
     padded = optional(arguments, "--padded-vocab-size")
     if padded is not None:
         return padded
+    words = positive(arguments, "--vocab-size")
+    if value(arguments, "--tokenizer-type") == "NullTokenizer" and index(release) < index("0.18"):
+        words += 1
+    if "--no-pad-vocab-size" in arguments:
+        return words
     multiple = positive(arguments, "--make-vocab-size-divisible-by", 128) * tensor
-    return math.ceil(positive(arguments, "--vocab-size") / multiple) * multiple
+    return -(-words // multiple) * multiple
 
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -364,14 +417,18 @@ def _training(arguments: Arguments, parallel: Parallel) -> Training:
         gradient_bytes=4 if full or not half else 2,
         fused_gradients="--no-gradient-accumulation-fusion" not in arguments
         and value(arguments, "--transformer-impl") != "local",
-        fused_activation="--swiglu" not in arguments or "--no-bias-swiglu-fusion" not in arguments,
+        fused_activation=not {"--swiglu", "--quick-geglu"} & arguments.keys()
+        or "--no-bias-swiglu-fusion" not in arguments,
+        dropout=_real(arguments, "--hidden-dropout", 0.1) > 0,
         distributed_optimizer="--use-distributed-optimizer" in arguments,
+        optimizer_instances=positive(arguments, "--num-distributed-optimizer-instances", 1),
+        adam=value(arguments, "--optimizer") != "sgd",
         precision_aware="--use-precision-aware-optimizer" in arguments,
         main_gradient_bytes=main_gradients,
         main_parameter_bytes=_bytes(arguments, "--main-params-dtype"),
         first_moment_bytes=_bytes(arguments, "--exp-avg-dtype"),
         second_moment_bytes=_bytes(arguments, "--exp-avg-sq-dtype"),
-        offloaded=float(value(arguments, "--optimizer-offload-fraction") or 1) if offload else 0.0,
+        offloaded=_share(arguments, "--optimizer-offload-fraction") if offload else 0.0,
         states_offloaded=bool(
             {"--offload-optimizer-states", "--chunked-optimizer-state-offload"} & arguments.keys()
         ),

@@ -20,17 +20,31 @@ def sheet(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     With `everything`, each stage with its memory by terms, and what the numbers rest on.
     """
     try:
-        rows = list(_every_stage(made)) if everything else _stages(made, site.gpu)
-        lines = [
-            *structure(made, site),
-            f"model      {_model(made)}",
-            *rows,
-            f"memory     {_fullest(made, site.gpu)}",
-            *_published(made, site),
-        ]
-        return lines + [f"assumed    {line}" for line in made.assumptions() if everything]
+        lines = [*structure(made, site), *_size(made), *_needs(made, site, everything)]
+        if "FLOPs" not in made.unknown:
+            lines += _published(made, site)
+        return lines
     except (ValueError, ArithmeticError, LookupError) as error:
         return [f"warning: no plan could be made: {error}"]
+
+
+def _size(made: Shaped) -> list[str]:
+    """Return the model's parameters and FLOPs, as far as they are known."""
+    return [] if "parameters" in made.unknown else [f"model      {_model(made)}"]
+
+
+def _needs(made: Shaped, site: Site, everything: bool) -> list[str]:
+    """Return the stages and their memory, as far as they are known."""
+    if "parameters" in made.unknown:
+        return []
+    if "memory" in made.unknown:
+        return [
+            f"stage {numbers:<5}{content}  {size}"
+            for numbers, content, size, _ in _runs(made, None)
+        ]
+    rows = list(_every_stage(made)) if everything else _stages(made, site.gpu)
+    assumed = [f"assumed    {line}" for line in made.assumptions() if everything]
+    return [*rows, f"memory     {_fullest(made, site.gpu)}", *assumed]
 
 
 def structure(made: Shaped, site: Site) -> list[str]:
@@ -80,15 +94,9 @@ def _model(made: Shaped) -> str:
 
 def _stages(made: Shaped, gpu: str | None) -> list[str]:
     """Return a line for each run of pipeline stages that hold the same, the fullest's memory."""
-    most = max(one.total for one in made.memory) / memory.GIB
-    capacity = GPUS[gpu].memory if gpu else most
-    rows = []
-    held = zip(made.stages, made.counts, made.memory)
-    for (content, size), run in groupby(
-        held, key=lambda one: (stages.describe(one[0]), _billions(one[1].total))
-    ):
-        ranks = [one for _, _, one in run]
-        rows.append((_numbers(ranks), content, size, max(one.total for one in ranks) / memory.GIB))
+    totals = [one.total / memory.GIB for one in made.memory]
+    capacity = GPUS[gpu].memory if gpu else max(totals)
+    rows = list(_runs(made, totals))
     width = max(len(row[1]) for row in rows)
     lines = [
         f"stage {numbers:<5}{content:<{width}}  {size:>6}  {full:4.0f} GiB {_bar(full / capacity)}"
@@ -102,9 +110,15 @@ def _stages(made: Shaped, gpu: str | None) -> list[str]:
     return [*shown, f"           {len(lines) - len(shown)} more: python -m launcher plan --all"]
 
 
-def _numbers(ranks: Sequence[memory.Rank]) -> str:
-    first, last = ranks[0].pipeline_rank, ranks[-1].pipeline_rank
-    return f"{first}-{last}" if last > first else f"{first}"
+def _runs(made: Shaped, totals: Sequence[float] | None) -> Iterator[tuple[str, str, str, float]]:
+    """Yield each run of stages that hold the same: its numbers, content, size, most memory."""
+    held = zip(made.stages, made.counts)
+    for (content, size), run in groupby(
+        held, key=lambda one: (stages.describe(one[0]), _billions(one[1].total))
+    ):
+        ranks = [stage.pipeline_rank for stage, _ in run]
+        numbers = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
+        yield numbers, content, size, max(totals[rank] for rank in ranks) if totals else 0.0
 
 
 def _every_stage(made: Shaped) -> Iterator[str]:

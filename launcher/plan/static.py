@@ -57,13 +57,17 @@ def placeholders(shape: Shape, stage: Stage) -> int:
 def optimizer(shape: Shape, count: Count) -> tuple[int, int]:
     """Return the optimizer's bytes that stay on the GPU, and those there during its step only.
 
-    The distributed optimizer spreads dense parameters over DP·CP and experts over EDP. A share of
-    `offloaded` lives on the CPU (HybridDeviceOptimizer, core/optimizer/cpu_offloading).
+    The distributed optimizer spreads dense parameters over DP·CP and experts over EDP, of which
+    each of its instances has a part. A share of `offloaded` lives on the CPU
+    (HybridDeviceOptimizer, core/optimizer/cpu_offloading).
     """
     routed = parameters.expert_parameters(shape, count)
     dense = count.total - routed
     if shape.training.distributed_optimizer:
-        share = dense / shape.parallel.dense_shards + routed / shape.parallel.expert_data
+        instances = shape.training.optimizer_instances
+        share = instances * (
+            dense / shape.parallel.dense_shards + routed / shape.parallel.expert_data
+        )
     else:
         share = float(dense + routed)
     states = round(share * state_bytes(shape) * (1 - shape.training.offloaded))
@@ -71,7 +75,8 @@ def optimizer(shape: Shape, count: Count) -> tuple[int, int]:
 
 
 def state_bytes(shape: Shape) -> int:
-    """Return the optimizer's bytes a parameter: main parameter and two moments of Adam.
+    """Return the optimizer's bytes a parameter: main parameter and two moments of Adam, one
+    of SGD.
 
     FP32 throughout without the precision-aware optimizer; FP32 parameters are their own main
     ones. With it, in BF16 or with delayed scaling, Transformer Engine's FusedAdam holds only the
@@ -80,10 +85,11 @@ def state_bytes(shape: Shape) -> int:
     (`use_precision_aware_optimizer_no_fp8_or_ds_fp8`, core/optimizer/optimizer_config.py).
     """
     training = shape.training
+    moments = 1 + training.adam
     if training.weight_bytes == SINGLE:
-        return 2 * SINGLE
+        return moments * SINGLE
     if not training.precision_aware:
-        return 3 * SINGLE
-    moments = training.first_moment_bytes + training.second_moment_bytes
+        return (1 + moments) * SINGLE
+    kept = training.first_moment_bytes + training.second_moment_bytes
     remainder = training.fp8 in (None, "delayed") and training.main_parameter_bytes == SINGLE
-    return moments + (2 if remainder else training.main_parameter_bytes)
+    return kept + (2 if remainder else training.main_parameter_bytes)
