@@ -133,6 +133,18 @@ def value(arguments: Arguments, flag: str) -> str | None:
     return argument.values[0] if argument and argument.values else None
 
 
+def whole_number(text: str) -> int:
+    """Return a number as Python's int reads it, of at most 18 digits. Raises ValueError."""
+    if len(text.strip()) > 19:  # a sign and the digits of 64 bits: no size is larger
+        raise ValueError(f"{shortened(text)} is too large")
+    return int(text)
+
+
+def shortened(text: str) -> str:
+    """Return a text for a message: only its beginning where it is long."""
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
     """Return a flag's value as a number, `default` where it is absent. Raises ValueError."""
     text = value(arguments, flag)
@@ -141,9 +153,9 @@ def integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
             raise ValueError(f"{flag} is not set")
         return default
     try:
-        return int(text)
+        return whole_number(text)
     except ValueError:
-        raise ValueError(f"{flag} {text} is no whole number") from None
+        raise ValueError(f"{flag} {shortened(text)} is no whole number below 10^18") from None
 
 
 def optional(arguments: Arguments, flag: str) -> int | None:

@@ -44,7 +44,7 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
     """Return the settings that the layers left behind. Raises UsageError."""
     cluster = environ["CLUSTER"]
     known = sorted(path.stem for path in (ROOT / "cluster_configs" / "benchmarking").glob("*.conf"))
-    if cluster not in known and not (cluster.endswith(".conf") and Path(cluster).is_file()):
+    if cluster not in known and not (cluster.endswith(".conf") and os.path.isfile(cluster)):
         hint = did_you_mean(cluster, known)
         raise UsageError(
             f"CLUSTER={cluster!r} is unknown.{hint} "

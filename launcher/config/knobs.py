@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from launcher.config import layout, releases
-from launcher.config.arguments import Argument, Arguments, value
+from launcher.config.arguments import Argument, Arguments, integer, value
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
 
@@ -80,7 +80,10 @@ def pipeline(settings: Settings, present: Arguments) -> Effect:
         raise UsageError(f"{misfit}: change them, or leave both unset for a fitting layout")
     if any(flag in present for flag in layout.ACCOUNTED) or layers < pp * vpp:
         raise UsageError(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}")
-    text = layout.balanced(layers, pp * vpp, int(value(present, "--mtp-num-layers") or 0))
+    try:
+        text = layout.balanced(layers, pp * vpp, integer(present, "--mtp-num-layers", 0))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     why = misfit if first and last else f"{layers} layers do not divide by PP={pp} times VPP={vpp}"
     return Effect(
         _flags("uneven pipeline", pipeline_model_parallel_layout=text),
@@ -171,7 +174,9 @@ def a2a_overlap(settings: Settings, present: Arguments) -> Effect:
 def long_context(settings: Settings, present: Arguments) -> Effect:
     """SEQ_LEN above the model's positions raises them."""
     positions = value(present, "--max-position-embeddings")
-    if positions is None or not positions.isdigit() or int(positions) >= settings.SEQ_LEN:
+    if positions is None or not re.fullmatch("[0-9]{1,18}", positions):
+        return Effect()
+    if int(positions) >= settings.SEQ_LEN:
         return Effect()
     return Effect(_flags("SEQ_LEN", max_position_embeddings=settings.SEQ_LEN))
 

@@ -7,16 +7,17 @@ import math
 import re
 from typing import Any
 
-from launcher.config.arguments import Arguments, value
+from launcher.config.arguments import Arguments, shortened, value, whole_number
 from launcher.config.settings import Settings
 
+MOST_LAYERS = 1_000_000  # entries of a layout or a list: no model has that many layers
 ACCOUNTED = ("--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split")
 
 
 def counted_layers(settings: Settings, arguments: Arguments) -> int | None:
     """Return the layers that the split counts: the depth, embedding and loss where asked."""
     depth = value(arguments, "--num-layers")
-    if depth is None or not depth.isdigit():
+    if depth is None or not depth.isdecimal() or len(depth) > 18:
         return settings.NUM_LAYERS
     return int(depth) + sum(flag in arguments for flag in ACCOUNTED)
 
@@ -36,8 +37,11 @@ def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
     """Return the layout string of `layers` over `chunks`, as even as it can be.
 
     The chunks that get one layer less are the last one first, which also holds the loss and the
-    MTP layers, then the first one, which holds the embedding, then others from the back.
+    MTP layers, then the first one, which holds the embedding, then others from the back. Raises
+    ValueError beyond MOST_LAYERS.
     """
+    if max(layers, chunks, mtp_layers) > MOST_LAYERS:
+        raise ValueError(f"a layout has at most {MOST_LAYERS:,} layers and chunks")
     share, extra = divmod(layers, chunks)
     sizes = [share + 1] * chunks
     lighter = [chunks - 1, 0, *range(chunks - 2, 0, -1)]
@@ -47,10 +51,6 @@ def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
     parts[0] = "E" + parts[0]
     parts[-1] += "m" * mtp_layers + "L"
     return "|".join(parts)
-
-
-MOST_LAYERS = 1_000_000  # entries of a layout or a list: no model has that many layers
-_MOST_DIGITS = 18  # of a number in one: enough for 64 bits
 
 
 def expand(text: str) -> list[str]:
@@ -64,7 +64,7 @@ def expand(text: str) -> list[str]:
     while "(" in text:
         shorter = _repeated(r"\(([^()]*)\)(?:\*(\d+))?", text)
         if shorter == text:
-            raise ValueError(f"unbalanced ( in layout {_cut(text)}")
+            raise ValueError(f"unbalanced ( in layout {shortened(text)!r}")
         text = shorter
     return _repeated(r"(.)\*(\d+)", text).split("|")
 
@@ -73,24 +73,13 @@ def _repeated(pattern: str, text: str) -> str:
     """Write out each match as often as its second group says. Raises ValueError beyond bounds."""
     parts, length, end = [], 0, 0
     for match in re.finditer(pattern, text):
-        times = _short(match[2] or "1")
+        times = whole_number(match[2] or "1")
         parts += [text[end : match.start()], match[1] * min(times, MOST_LAYERS)]
         length += len(match[1]) * times
         if length > MOST_LAYERS:
-            raise ValueError(f"layout {_cut(text)} has more than {MOST_LAYERS:,} layers")
+            raise ValueError(f"layout {shortened(text)!r} has more than {MOST_LAYERS:,} layers")
         end = match.end()
     return "".join([*parts, text[end:]])
-
-
-def _short(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"{_cut(digits)} is too large")
-    return int(digits)
-
-
-def _cut(text: str) -> str:
-    """Return a text for a message: its beginning where it is long."""
-    return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 
 def layer_pattern(text: str, layers: int) -> list[int]:
@@ -100,9 +89,9 @@ def layer_pattern(text: str, layers: int) -> list[int]:
     is the list itself. Raises ValueError for anything else and beyond MOST_LAYERS.
     """
     if layers > MOST_LAYERS:
-        raise ValueError(f"{_cut(str(layers))} layers are more than {MOST_LAYERS:,}")
+        raise ValueError(f"{layers} layers are more than {MOST_LAYERS:,}")
     if text.isdecimal():
-        every = _short(text)
+        every = whole_number(text)
         if every == 0:
             raise ValueError("0 is no layer frequency: it is 1 or more")
         return [int(layer % every == 0) for layer in range(layers)]
@@ -111,13 +100,13 @@ def layer_pattern(text: str, layers: int) -> list[int]:
     except (ValueError, TypeError):
         pattern = None
     if not isinstance(pattern, list) or not all(type(entry) is int for entry in pattern):
-        raise ValueError(f"{_cut(text)} is no layer pattern such as ([0]*3+[1]*58)")
+        raise ValueError(f"{shortened(text)!r} is no layer pattern such as ([0]*3+[1]*58)")
     return pattern
 
 
 def expression(text: str) -> object:
     """Evaluate an expression of lists, as Megatron's parser reads it. Raises ValueError."""
-    if re.search(r"[^,\d\[\]()+*]", text) or re.search(rf"\d{{{_MOST_DIGITS + 1},}}", text):
+    if re.search(r"[^,\d\[\]()+*]", text) or re.search(r"\d{19,}", text):
         raise ValueError(text)
     try:
         return _evaluate(ast.parse(text, mode="eval").body)

@@ -10,6 +10,7 @@ Every scalar reaches Megatron as it is written in the file (1e-6 stays 1e-6).
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,16 +56,16 @@ def find(settings: Settings) -> Path:
     workspace = Path(settings.WORKSPACE)
     if settings.TRAINING_PARAMS_PATH:
         path = Path(settings.TRAINING_PARAMS_PATH)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"TRAINING_PARAMS_PATH={str(path)!r}: there is no such file")
         return path
     if settings.MODEL.endswith((".yaml", ".yml")) or "/" in settings.MODEL:
         path = Path(settings.MODEL)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"MODEL={settings.MODEL!r}: there is no such file")
         return path
     path = workspace / FOLDER / f"{settings.MODEL}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = names(workspace)
         hint = did_you_mean(settings.MODEL, known)
         raise UsageError(
@@ -99,7 +100,7 @@ def _parent(path: Path, entry: Entry, workspace: Path) -> Path:
     """Return the file that EXTENDS names: beside this one, or the repository's model."""
     name = str(entry.value)
     for parent in (path.parent / name, workspace / FOLDER / f"{name}.yaml"):
-        if parent.is_file():
+        if os.path.isfile(parent):  # Path.is_file raises for a name that is too long
             return parent
     hint = did_you_mean(name, names(workspace))
     raise UsageError(f"{entry.origin}: EXTENDS: {name}: there is no such file, and no model.{hint}")

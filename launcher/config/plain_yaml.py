@@ -36,6 +36,10 @@ def pairs(node: yaml.Node | None, shown: str, what: str) -> list[tuple[yaml.Node
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
         raise UsageError(f"{shown}:{line}: {what} is to hold `name: value` lines")
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            raise UsageError(f"{shown}:{line}: a name in {what} is a word, no list or map")
     return node.value
 
 
@@ -78,6 +82,8 @@ def named(
 def value(node: yaml.Node, where: str) -> Value:
     """Return a scalar, or a list of them. Raises UsageError for a map."""
     if isinstance(node, yaml.SequenceNode):
+        if not all(isinstance(child, yaml.ScalarNode) for child in node.value):
+            raise UsageError(f"{where}: a list holds scalars, no further list or map")
         return tuple(str(value(child, where)) for child in node.value)
     if not isinstance(node, yaml.ScalarNode):
         raise UsageError(f"{where}: a value is a scalar or a list, not a map")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from launcher.config.arguments import shortened
 from launcher.config.gpus import GPUS
 from launcher.errors import UsageError, did_you_mean
 
@@ -307,7 +308,7 @@ def not_allowed(name: str, text: str, origin: str) -> UsageError:
     """Return the error for a value of the wrong type or outside the allowed ones."""
     allowed = FIELDS[name].metadata["kind"].allowed
     hint = did_you_mean(text, allowed.split(", ")) if ", " in allowed else ""
-    return UsageError(f"{name}={text!r} (set by {origin}) is not allowed: {allowed}.{hint}")
+    return UsageError(f"{name}={shortened(text)!r} (set by {origin}) is not allowed: {allowed}.{hint}")
 
 
 def replace(settings: Settings, name: str, text: str, origin: str) -> Settings:

@@ -83,8 +83,8 @@ def missing(settings: Settings) -> list[str]:
         f"{name} ({settings.origin(name)}): {path} does not exist"
         for name, paths in wanted.items()
         for path in map(Path, paths)
-        if path.is_absolute() and not path.exists()
-        if path.parent.is_dir() and path.parent != Path("/")
+        if path.is_absolute() and not os.path.exists(path)
+        if os.path.isdir(path.parent) and path.parent != Path("/")
     ]
 
 

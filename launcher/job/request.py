@@ -58,7 +58,7 @@ def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -
         machine=look(settings, environ),
         folder=os.getcwd(),
         release=release_of(Path(checkout)) if checkout else None,
-        script_is_here=script is not None and Path(script).is_file(),
+        script_is_here=script is not None and os.path.isfile(script),
         doubts=tuple(misspelt.notes(environ)),
         stamp=_stamp(settings),
     )

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from launcher import ROOT
@@ -80,7 +79,7 @@ def ask(job: Job) -> Opinion:
     training.set_up(settings)
     python, _ = training.python(settings)
     checkout = settings.MEGATRON_PATH or ""
-    here = Path(checkout).is_dir() and bool(checkout)
+    here = os.path.isdir(checkout) and bool(checkout)
     has = training.installed(python, "megatron_core") or "of this Python"
     if not here and release not in (".".join(has.split(".")[:2]), "of this Python"):
         raise UsageError(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launcher.config.arguments import Argument, Arguments
+from launcher.config.arguments import Argument, Arguments, shortened, whole_number
 from launcher.config.layout import expression
 from launcher.config.releases import RENAMES, SUPPORTED, Rename, index
 from launcher.errors import did_you_mean
@@ -185,10 +185,10 @@ def _refusal(argument: Argument, known: Flag) -> str:
         try:
             converted = convert(text)
         except (ValueError, TypeError):
-            return f"takes {called}, not {text!r}"
+            return f"takes {called}, not {shortened(text)!r}"
         if known.choices and converted not in known.choices:
             near = did_you_mean(text, map(str, known.choices))
-            return f"takes {_listed(known.choices)}, not {text!r}.{near}"
+            return f"takes {_listed(known.choices)}, not {shortened(text)!r}.{near}"
     return ""
 
 
@@ -231,23 +231,30 @@ def _advice(argument: Argument, known: Flag, catalogue: Catalogue) -> list[str]:
 
 def _pattern(text: str) -> object:
     """Read a layer frequency as Megatron does: a whole number, or an expression of lists."""
-    return expression(text) if "[" in text else int(text)
+    return expression(text) if "[" in text else whole_number(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.strip("()").split(","))
+    return tuple(whole_number(number) for number in text.strip("()").split(","))
 
 
 def _alignment(text: str) -> object:
-    return text if text == "max" else int(text)
+    return text if text == "max" else whole_number(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 # By Megatron's name of the function that reads the text; of a function that is not here, any text
 # is taken as good.
 _FREQUENCY = (_pattern, "a whole number or a list such as ([0]*3+[1]*58)")
 _TYPES: Mapping[str, tuple[Callable[[str], object], str]] = {
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
+    "int": (whole_number, "a whole number below 10^18"),
+    "float": (_finite, "a finite number"),
     "moe_freq_type": _FREQUENCY,
     "la_freq_type": _FREQUENCY,
     "no_rope_freq_type": _FREQUENCY,

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 from launcher.config import parallelism
-from launcher.config.arguments import Arguments, integer, optional, positive, value
-from launcher.config.layout import layer_pattern
+from launcher.config.arguments import Arguments, integer, optional, positive, value, whole_number
+from launcher.config.layout import MOST_LAYERS, layer_pattern
 from launcher.config.releases import SUPPORTED, index
 from launcher.plan import choices
 
@@ -235,6 +235,8 @@ def _split(arguments: Arguments) -> Split:
 
 def _model(arguments: Arguments, tensor: int, release: str) -> Model:
     layers = positive(arguments, "--num-layers")
+    if layers > MOST_LAYERS:
+        raise ValueError(f"--num-layers {layers} is above {MOST_LAYERS:,}")
     hidden = positive(arguments, "--hidden-size")
     swiglu = "--swiglu" in arguments
     ffn = positive(
@@ -328,8 +330,6 @@ def _experts(arguments: Arguments, ffn: int) -> Experts | None:
 
 def _moe_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
     text = value(arguments, "--moe-layer-freq") or "1"
-    if text.isdigit() and not int(text):
-        raise ValueError("--moe-layer-freq 0 is below 1")
     pattern = layer_pattern(text, layers)
     if len(pattern) != layers:
         raise ValueError(
@@ -343,9 +343,9 @@ def _linear_pattern(arguments: Arguments, layers: int) -> tuple[bool, ...]:
     text = value(arguments, "--linear-attention-freq")
     if text is None or value(arguments, "--experimental-attention-variant") != "gated_delta_net":
         return (False,) * layers
-    if text.isdigit() and int(text):
-        return tuple((layer + 1) % int(text) != 0 for layer in range(layers))
-    pattern = [] if text.isdigit() else layer_pattern(text, layers)
+    if text.isdecimal() and (every := whole_number(text)):
+        return tuple((layer + 1) % every != 0 for layer in range(layers))
+    pattern = [] if text.isdecimal() else layer_pattern(text, layers)
     if len(pattern) != layers:
         raise ValueError(
             f"--linear-attention-freq describes {len(pattern)} layers, the model has {layers}"

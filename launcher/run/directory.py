@@ -92,7 +92,7 @@ def versions(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {"launcher": _git(Path(job.settings.WORKSPACE))}
     if job.settings.MEGATRON_PATH:
         path = Path(job.settings.MEGATRON_PATH)
-        found["megatron-lm"] = _git(path) if path.is_dir() else "inside the container"
+        found["megatron-lm"] = _git(path) if os.path.isdir(path) else "inside the container"
         found["megatron-core"] = releases.version_of(path)
     python = next(
         (Path(word) for word in job.program if Path(word).name.startswith("python")), None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Grid:
 
 def read(path: Path) -> Grid:
     """Read a sweep's file. Raises UsageError with file and line for anything unexpected."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{str(path)!r}: there is no such file")
     shown = str(path)
     sections = plain_yaml.sections(path, shown, KEYS)
@@ -164,7 +165,7 @@ def _script(path: Path, node: yaml.Node | None, where: str) -> Path:
         return bash_layers.ENTRY
     name = str(plain_yaml.value(node, where))
     for folder in (path.parent, bash_layers.ROOT):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise UsageError(f"{where}: recipe: {name}: there is no such file")
 

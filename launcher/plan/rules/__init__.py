@@ -53,5 +53,6 @@ def name(rule: Rule) -> str:
 def _say(rule: Rule, case: Case) -> list[str]:
     try:
         return list(rule(case))
-    except Unreadable:
+    except (Unreadable, ValueError, ArithmeticError, LookupError):
+        # A value that it cannot read is the parser's to refuse, or another rule's.
         return []

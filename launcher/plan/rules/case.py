@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from launcher.config import parallelism
-from launcher.config.arguments import Arguments
+from launcher.config.arguments import Arguments, whole_number
 from launcher.config.gpus import GPUS
 from launcher.config.releases import index
 from launcher.plan import choices, flags
@@ -61,12 +62,19 @@ class Case:
     def number(self, flag: str) -> int | None:
         """Return a flag's value as a number. Raises Unreadable where it is none."""
         text = self.text(flag)
-        return None if text is None else _readable(int, text)
+        return None if text is None else _readable(whole_number, text)
+
+    def numbers(self, flag: str) -> tuple[int, ...]:
+        """Return all of a flag's values as numbers. Raises Unreadable where one is none."""
+        return tuple(_readable(whole_number, text) for text in self.words(flag))
 
     def real(self, flag: str) -> float | None:
-        """Return a flag's value as a fraction. Raises Unreadable where it is none."""
+        """Return a flag's value as a finite number. Raises Unreadable where it is none."""
         text = self.text(flag)
-        return None if text is None else _readable(float, text)
+        number = None if text is None else _readable(float, text)
+        if number is not None and not math.isfinite(number):
+            raise Unreadable(flag)
+        return number
 
     def size(self, flag: str) -> int:
         """Return a number that has to be positive. Raises Unreadable where it is not."""
@@ -222,9 +230,13 @@ def _readable(read: Callable[..., T], *words: Any) -> T:
         raise Unreadable(words[-1]) from None
 
 
+MOST_DIVISOR = 100_000  # up to which divisors are looked for: no group of processes is larger
+
+
 def divisors(number: int, most: int = 8) -> str:
     """Return the divisors of a number for a message, the largest left out where there are many."""
-    found = [size for size in range(1, number + 1) if number % size == 0] if number > 0 else []
+    sizes = range(1, min(number, MOST_DIVISOR) + 1)
+    found = [size for size in sizes if number % size == 0]
     return ", ".join(map(str, found[:most])) + (", …" if len(found) > most else "")
 
 

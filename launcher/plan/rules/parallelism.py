@@ -209,7 +209,7 @@ def context_communication(case: Case) -> Iterator[str]:
     sizes = "--hierarchical-context-parallel-sizes"
     if "a2a+p2p" in kinds and not case.has(sizes):
         yield f"{case.said(flag)} needs {sizes}"
-    product = math.prod(int(size) for size in case.words(sizes))
+    product = math.prod(case.numbers(sizes))
     if case.has(sizes) and product != case.context:
         yield f"{case.said(sizes)} make CP={product}, not {case.context}"
     if case.context > 1 and len(kinds) > 1 and len(kinds) != case.layers:
