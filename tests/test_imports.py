@@ -1,0 +1,109 @@
+"""launcher/ imports downwards only, and the page shows it as it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tools import imports
+
+GRAPH = imports.imports()
+
+
+def test_every_package_has_its_place_in_the_order():
+    assert {imports.package(module) for module in GRAPH} - {""} == {
+        name for names in imports.ORDER for name in names
+    }
+
+
+def test_no_import_goes_upwards():
+    assert imports.upward(GRAPH) == []
+
+
+def test_no_cycle():
+    assert imports.cycle(GRAPH) == []
+
+
+def test_packages_lie_on_few_floors():
+    assert len(imports.ORDER) <= imports.MOST_FLOORS
+
+
+def test_modules_lie_on_few_floors():
+    heights = imports.floors(GRAPH)
+    long = [
+        " → ".join(chain)
+        for floor in range(max(heights.values()), imports.MOST_FLOORS, -1)
+        for chain in imports.chains(GRAPH, floor)
+    ]
+    assert not long, f"{len(long)} chains of imports are too long:\n" + "\n".join(long)
+
+
+def test_a_login_node_needs_no_more_than_it_has():
+    """Outside convert/ and megatron/: the standard library, PyYAML and Jinja2, never torch."""
+    allowed = {*sys.stdlib_module_names, *imports.LOGIN_NODE}
+    found = [
+        f"{module}:{each.line} imports {each.target}"
+        for module, path in imports.modules().items()
+        if imports.package(module) not in imports.MAY_IMPORT_TORCH
+        for each in imports.statements(path, module)
+        if each.target.split(".")[0] not in allowed
+    ]
+    assert found == []
+
+
+def test_the_page_shows_the_imports_as_they_are():
+    text = imports.PAGE.read_text(encoding="utf-8")
+    assert imports.BEGIN in text
+    assert imports.page(text, GRAPH) == text, (
+        "out of date; renew it with: python tests/tools/imports.py"
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path):
+    """Return a function that writes a small launcher/ and reads its imports."""
+
+    def write(**texts: str) -> imports.Imports:
+        for name, text in texts.items():
+            path = tmp_path / "launcher" / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return imports.imports(tmp_path / "launcher")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from launcher.job import build",
+        "from launcher.job.build import build",
+        "import launcher.job.build",
+        "from ..job import build",
+        "from ..job.build import build",
+        "def late():\n    from launcher.job import build",
+        "if TYPE_CHECKING:\n    from launcher.job import build",
+    ],
+)
+def test_an_upward_import_is_found_in_every_form(statement: str, tree):
+    graph = tree(plan__shape=statement, job__build="")
+    assert imports.upward(graph) == [
+        "launcher.plan.shape imports launcher.job.build: plan is not above job"
+    ]
+
+
+def test_a_sideways_import_is_found(tree):
+    assert imports.upward(tree(report__page="import launcher.job.build", job__build=""))
+
+
+def test_cycles_floors_and_chains(tree):
+    graph = tree(plan__a="from launcher.plan import b", plan__b="from . import c", plan__c="")
+    assert imports.cycle(graph) == []
+    assert imports.floors(graph)["launcher.plan.a"] == 3
+    assert imports.chains(graph, 3) == [["launcher.plan.a", "launcher.plan.b", "launcher.plan.c"]]
+    graph = tree(plan__c="from launcher.plan.a import x")
+    assert imports.cycle(graph) == [
+        "launcher.plan.a", "launcher.plan.b", "launcher.plan.c", "launcher.plan.a"
+    ]  # fmt: skip

@@ -1,0 +1,231 @@
+"""Who imports whom in launcher/, drawn into design_docs/architecture.md and held to the allowed order.
+
+    python tests/tools/imports.py            renew the picture
+    python tests/tools/imports.py --chains   print the longest chains of imports
+
+The sources are read with `ast`, so an import inside a function counts like one at the top.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "launcher"
+PAGE = ROOT / "design_docs" / "architecture.md"
+BEGIN, END = "<!-- imports: begin -->", "<!-- imports: end -->"
+
+# A package may import those on lines below its own, never one above it or beside it.
+ORDER = (
+    ("__main__",),
+    ("cli",),
+    ("sweep",),
+    ("run",),
+    ("report", "job", "convert"),
+    ("plan",),
+    ("config",),
+    ("megatron", "errors"),
+)
+MOST_FLOORS = 9
+# The packages whose processes run in the training environment.
+MAY_IMPORT_TORCH = ("convert", "megatron")
+# What else an import may name outside them: all that a login node has to have.
+LOGIN_NODE = ("jinja2", "launcher", "yaml")
+
+Imports = Mapping[str, frozenset[str]]  # module → the modules of launcher/ that it imports
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target, as a dotted name; `names` are what is taken from it."""
+
+    target: str
+    names: tuple[str, ...]
+    line: int
+
+
+def statements(path: Path, module: str) -> Iterator[Import]:
+    """Yield every import of a file; relative ones are made absolute."""
+    is_package = path.name == "__init__.py"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, (), node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".")
+            kept = len(parents) - node.level + is_package
+            base = parents[:kept] if node.level else []
+            target = ".".join([*base, *([node.module] if node.module else [])])
+            yield Import(target, tuple(alias.name for alias in node.names), node.lineno)
+
+
+def modules(launcher: Path = LAUNCHER) -> dict[str, Path]:
+    """Return the file of every module, by its dotted name; a package stands for its __init__."""
+    found = {}
+    for path in sorted(launcher.rglob("*.py")):
+        parts = path.relative_to(launcher.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path
+    return found
+
+
+def imports(launcher: Path = LAUNCHER) -> Imports:
+    """Return who imports whom. `from package import module` counts as the module."""
+    files = modules(launcher)
+    found = {}
+    for name, path in files.items():
+        targets = set()
+        for each in statements(path, name):
+            submodules = {f"{each.target}.{taken}" for taken in each.names} & files.keys()
+            targets |= submodules
+            if each.target in files and (not each.names or len(submodules) < len(each.names)):
+                targets.add(each.target)
+        found[name] = frozenset(targets - {name})
+    return found
+
+
+def package(module: str) -> str:
+    """Return the package of launcher/ that a module is in; a module at the top is its own."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def cycle(graph: Imports) -> list[str]:
+    """Return the modules of one cycle, the first repeated at its end; empty where there is none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(graph[module]):
+            if circle := search(target, [*path, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(graph) if (circle := search(module, []))), [])
+
+
+def floors(graph: Imports) -> dict[str, int]:
+    """Return each module's floor: 1 imports nothing, others are one above their highest import.
+
+    The graph must have no cycle.
+    """
+    found: dict[str, int] = {}
+
+    def floor(module: str) -> int:
+        if module not in found:
+            found[module] = 1 + max((floor(target) for target in graph[module]), default=0)
+        return found[module]
+
+    for module in graph:
+        floor(module)
+    return found
+
+
+def chains(graph: Imports, floor: int) -> list[list[str]]:
+    """Return the chains of imports from a module on `floor` down to floor 1, one a module."""
+    heights = floors(graph)
+
+    def down(module: str) -> list[str]:
+        below = [each for each in sorted(graph[module]) if heights[each] == heights[module] - 1]
+        return [module, *(down(below[0]) if below else [])]
+
+    return [down(module) for module in sorted(graph) if heights[module] == floor]
+
+
+def upward(graph: Imports) -> list[str]:
+    """Return a line for each import that the order does not allow."""
+    level = {name: number for number, names in enumerate(ORDER) for name in names}
+    lines = []
+    for module, targets in sorted(graph.items()):
+        here = package(module)
+        for target in sorted(targets):
+            there = package(target)
+            if here and there and here != there and level[there] <= level[here]:
+                lines.append(f"{module} imports {target}: {here} is not above {there}")
+    return lines
+
+
+def picture(graph: Imports) -> str:
+    """Return the Mermaid picture of the packages and the table of the modules' floors."""
+    shown = {name: targets for name, targets in graph.items() if package(name)}
+    order = [name for names in ORDER for name in names]
+    inside: dict[str, list[str]] = {name: [] for name in order}
+    arrows: dict[str, set[str]] = {name: set() for name in order}
+    for module, targets in shown.items():
+        here = package(module)
+        if "." in (rest := module.removeprefix("launcher.")):
+            inside[here].append(rest.split(".", 1)[1])
+        arrows[here] |= {package(target) for target in targets} - {here, ""}
+    lines = ["```mermaid", "flowchart TD"]
+    for name in order:
+        listed = "<br>".join(_wrapped(sorted(inside[name])))
+        lines.append(f'  {name}["<b>{name}</b>{"<br>" if listed else ""}{listed}"]')
+    for name in order:
+        # An arrow that another path already implies is left out.
+        below = {far for near in arrows[name] for far in _reached(arrows, near)}
+        lines += [f"  {name} --> {each}" for each in order if each in arrows[name] - below]
+    lines += ["```", "", "| floor | modules |", "|---|---|"]
+    heights = floors(shown)
+    for number in range(max(heights.values()), 0, -1):
+        names = [
+            name.removeprefix("launcher.") for name in sorted(shown) if heights[name] == number
+        ]
+        lines.append(f"| {number} | {', '.join(_without_empty(names))} |")
+    return "\n".join(lines)
+
+
+def _without_empty(names: list[str]) -> list[str]:
+    """Leave out the packages whose __init__ is only a docstring: they are no module to read."""
+    files = modules()
+    return [
+        name
+        for name in names
+        if files[f"launcher.{name}"].name != "__init__.py"
+        or len(ast.parse(files[f"launcher.{name}"].read_text(encoding="utf-8")).body) > 1
+    ]
+
+
+def _reached(arrows: Mapping[str, set[str]], name: str) -> set[str]:
+    return {far for near in arrows[name] for far in (near, *_reached(arrows, near))}
+
+
+def _wrapped(names: list[str], width: int = 60) -> list[str]:
+    lines = [""]
+    for name in names:
+        if len(lines[-1]) + len(name) > width:
+            lines.append("")
+        lines[-1] += f"{', ' if lines[-1] else ''}{name}"
+    return lines
+
+
+def page(text: str, graph: Imports) -> str:
+    """Return the page's text with the picture between its markers."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{picture(graph)}\n{END}{after}"
+
+
+def main() -> int:
+    """Renew the picture, or print the longest chains."""
+    graph = imports()
+    if circle := cycle(graph):
+        sys.exit(f"error: a cycle of imports: {' → '.join(circle)}")
+    if sys.argv[1:] == ["--chains"]:
+        heights = floors(graph)
+        for number in range(max(heights.values()), MOST_FLOORS, -1):
+            for chain in chains(graph, number):
+                print(number, " → ".join(name.removeprefix("launcher.") for name in chain))
+        return 0
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), graph), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
