@@ -1,4 +1,4 @@
-"""What the README states is what the code says."""
+"""What the pages state is what the code says, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,34 @@ import pytest
 
 from launcher.config import model_file, settings
 from tests.support.launching import ROOT
+from tests.test_style import tracked
+from tests.tools import pages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(tracked("*.md"))
 
 
-def test_table_of_variables():
-    assert settings.table() in README
+@pytest.mark.parametrize("name", pages.PARTS)
+def test_generated_parts_are_up_to_date(name: str):
+    page = pages.PARTS[name].page
+    assert page.read_text(encoding="utf-8") == pages.renewed(name), (
+        "renew it: python tests/tools/pages.py"
+    )
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 180
 
 
 def test_models_are_named():
     for name in model_file.names(ROOT):
-        assert name in README, name
+        assert f"| {name} |" in README, name
+
+
+def test_every_design_page_is_in_the_index():
+    index = (ROOT / "design_docs" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "design_docs").glob("*.md"):
+        assert path.name == "README.md" or f"({path.name})" in index, path.name
 
 
 def test_design_variables_are_declared_once():
@@ -33,7 +50,32 @@ def test_design_variables_are_declared_once():
     assert set(known.split()) <= set(settings.FIELDS)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_links_lead_somewhere(path: str):
-    if not path.startswith("http"):
-        assert (ROOT / path).exists()
+def anchors(text: str) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str):
+    page = ROOT / name
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+FOLDERS = "launcher|tests|[a-z_]+_configs|best_practice|ckpt_convert_scripts|design_docs"
+PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*\w/?)`")
+
+
+@pytest.mark.parametrize("name", sorted({*PAGES} - {"CHANGELOG.md"}))
+def test_files_that_pages_name_are_there(name: str):
+    """But for those that a user makes, which pages call mine."""
+    named = PATH.findall((ROOT / name).read_text(encoding="utf-8"))
+    assert [path for path in named if "mine" not in path and not (ROOT / path).exists()] == []

@@ -1,7 +1,6 @@
-"""Who imports whom in launcher/, drawn into design_docs/architecture.md and held to the allowed order.
+"""Who imports whom in launcher/, and the order that is allowed. tests/tools/pages.py draws it.
 
-    python tests/tools/imports.py            renew the picture
-    python tests/tools/imports.py --chains   print the longest chains of imports
+    python tests/tools/imports.py      print the chains of imports that are too long
 
 The sources are read with `ast`, so an import inside a function counts like one at the top.
 """
@@ -16,8 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "launcher"
-PAGE = ROOT / "design_docs" / "architecture.md"
-BEGIN, END = "<!-- imports: begin -->", "<!-- imports: end -->"
 
 # A package may import those on lines below its own, never one above it or beside it.
 ORDER = (
@@ -128,15 +125,20 @@ def floors(graph: Imports) -> dict[str, int]:
     return found
 
 
-def chains(graph: Imports, floor: int) -> list[list[str]]:
-    """Return the chains of imports from a module on `floor` down to floor 1, one a module."""
+def chain(graph: Imports, module: str) -> list[str]:
+    """Return the longest chain of imports from a module down to one that imports nothing."""
     heights = floors(graph)
+    found = [module]
+    while graph[found[-1]]:
+        found.append(max(sorted(graph[found[-1]]), key=lambda each: heights[each]))
+    return found
 
-    def down(module: str) -> list[str]:
-        below = [each for each in sorted(graph[module]) if heights[each] == heights[module] - 1]
-        return [module, *(down(below[0]) if below else [])]
 
-    return [down(module) for module in sorted(graph) if heights[module] == floor]
+def too_long(graph: Imports) -> list[list[str]]:
+    """Return the chains over more than MOST_FLOORS floors, one a module, the longest first."""
+    heights = floors(graph)
+    high = sorted(graph, key=lambda module: (-heights[module], module))
+    return [chain(graph, module) for module in high if heights[module] > MOST_FLOORS]
 
 
 def upward(graph: Imports) -> list[str]:
@@ -205,27 +207,14 @@ def _wrapped(names: list[str], width: int = 60) -> list[str]:
     return lines
 
 
-def page(text: str, graph: Imports) -> str:
-    """Return the page's text with the picture between its markers."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{picture(graph)}\n{END}{after}"
-
-
-def main() -> int:
-    """Renew the picture, or print the longest chains."""
+def main() -> None:
+    """Print the chains of imports over more than MOST_FLOORS floors, the longest first."""
     graph = imports()
     if circle := cycle(graph):
         sys.exit(f"error: a cycle of imports: {' → '.join(circle)}")
-    if sys.argv[1:] == ["--chains"]:
-        heights = floors(graph)
-        for number in range(max(heights.values()), MOST_FLOORS, -1):
-            for chain in chains(graph, number):
-                print(number, " → ".join(name.removeprefix("launcher.") for name in chain))
-        return 0
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), graph), encoding="utf-8")
-    return 0
+    for chain in too_long(graph):
+        print(len(chain), " → ".join(name.removeprefix("launcher.") for name in chain))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
