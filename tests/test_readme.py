@@ -70,7 +70,7 @@ def test_links_lead_somewhere(name: str):
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
-FOLDERS = "launcher|tests|[a-z_]+_configs|best_practice|ckpt_convert_scripts|design_docs"
+FOLDERS = "launcher|tests|[a-z_]+_configs|ckpt_convert_scripts|design_docs"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*\w/?)`")
 
 
