@@ -16,9 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "launcher"
 
-# A package may import those on lines below its own, never one above it or beside it.
+# A floor a line. A package may import those on the floors below, never one above it or beside it.
 ORDER = (
-    ("__main__",),
     ("cli",),
     ("sweep",),
     ("run",),
@@ -27,7 +26,8 @@ ORDER = (
     ("config",),
     ("megatron", "errors"),
 )
-MOST_FLOORS = 9
+AT_THE_TOP = {"launcher": "errors", "launcher.__main__": "cli"}  # modules of no package: its floor
+MOST_FLOORS = 9  # of packages, and of modules
 # The packages whose processes run in the training environment.
 MAY_IMPORT_TORCH = ("convert", "megatron")
 # What else an import may name outside them: all that a login node has to have.
@@ -87,7 +87,7 @@ def imports(launcher: Path = LAUNCHER) -> Imports:
 
 def package(module: str) -> str:
     """Return the package of launcher/ that a module is in; a module at the top is its own."""
-    return module.split(".")[1] if "." in module else ""
+    return AT_THE_TOP.get(module) or module.split(".")[1]
 
 
 def cycle(graph: Imports) -> list[str]:
@@ -149,62 +149,54 @@ def upward(graph: Imports) -> list[str]:
         here = package(module)
         for target in sorted(targets):
             there = package(target)
-            if here and there and here != there and level[there] <= level[here]:
+            if here != there and level[there] <= level[here]:
                 lines.append(f"{module} imports {target}: {here} is not above {there}")
     return lines
 
 
+def inside(graph: Imports, name: str) -> list[list[str]]:
+    """Return a package's modules by their floor within it, the lowest first."""
+    own = {module for module in graph if package(module) == name}
+    heights = floors({module: graph[module] & own for module in own})
+    return [
+        sorted(module for module, height in heights.items() if height == floor)
+        for floor in range(1, max(heights.values()) + 1)
+    ]
+
+
 def picture(graph: Imports) -> str:
-    """Return the Mermaid picture of the packages and the table of the modules' floors."""
-    shown = {name: targets for name, targets in graph.items() if package(name)}
+    """Return the Mermaid picture of the packages, and the table of the modules in each."""
     order = [name for names in ORDER for name in names]
-    inside: dict[str, list[str]] = {name: [] for name in order}
     arrows: dict[str, set[str]] = {name: set() for name in order}
-    for module, targets in shown.items():
-        here = package(module)
-        if "." in (rest := module.removeprefix("launcher.")):
-            inside[here].append(rest.split(".", 1)[1])
-        arrows[here] |= {package(target) for target in targets} - {here, ""}
+    for module, targets in graph.items():
+        arrows[package(module)] |= {package(target) for target in targets} - {package(module)}
     lines = ["```mermaid", "flowchart TD"]
     for name in order:
-        listed = "<br>".join(_wrapped(sorted(inside[name])))
-        lines.append(f'  {name}["<b>{name}</b>{"<br>" if listed else ""}{listed}"]')
-    for name in order:
-        # An arrow that another path already implies is left out.
-        below = {far for near in arrows[name] for far in _reached(arrows, near)}
-        lines += [f"  {name} --> {each}" for each in order if each in arrows[name] - below]
-    lines += ["```", "", "| floor | modules |", "|---|---|"]
-    heights = floors(shown)
-    for number in range(max(heights.values()), 0, -1):
-        names = [
-            name.removeprefix("launcher.") for name in sorted(shown) if heights[name] == number
-        ]
-        lines.append(f"| {number} | {', '.join(_without_empty(names))} |")
+        # An arrow that others imply is left out.
+        implied = {far for near in arrows[name] for far in _reached(arrows, near)}
+        lines += [f"  {name} --> {each}" for each in order if each in arrows[name] - implied]
+    lines += ["```", "", "| floor | package | its modules, each right of those that it imports |"]
+    lines += ["|---|---|---|"]
+    for floor, names in zip(range(len(ORDER), 0, -1), ORDER):
+        for name in names:
+            shown = [_readable(modules, name) for modules in inside(graph, name)]
+            lines.append(f"| {floor} | {name} | {' → '.join(filter(None, shown))} |")
     return "\n".join(lines)
 
 
-def _without_empty(names: list[str]) -> list[str]:
-    """Leave out the packages whose __init__ is only a docstring: they are no module to read."""
+def _readable(names: list[str], inside_of: str) -> str:
+    """Return modules' names within a package; an __init__ of no more than a docstring is none."""
     files = modules()
-    return [
-        name
+    return ", ".join(
+        name.removeprefix("launcher.").removeprefix(f"{inside_of}.")
         for name in names
-        if files[f"launcher.{name}"].name != "__init__.py"
-        or len(ast.parse(files[f"launcher.{name}"].read_text(encoding="utf-8")).body) > 1
-    ]
+        if files[name].name != "__init__.py"
+        or len(ast.parse(files[name].read_text(encoding="utf-8")).body) > 1
+    )
 
 
 def _reached(arrows: Mapping[str, set[str]], name: str) -> set[str]:
     return {far for near in arrows[name] for far in (near, *_reached(arrows, near))}
-
-
-def _wrapped(names: list[str], width: int = 60) -> list[str]:
-    lines = [""]
-    for name in names:
-        if len(lines[-1]) + len(name) > width:
-            lines.append("")
-        lines[-1] += f"{', ' if lines[-1] else ''}{name}"
-    return lines
 
 
 def main() -> None:
