@@ -1,20 +1,32 @@
 #!/usr/bin/env bash
 # The one test command.
 #
-#   bash tests/run.sh           everything
-#   bash tests/run.sh --fast    what takes seconds: no training processes
+#   bash tests/run.sh              everything
+#   bash tests/run.sh --fast       what starts no training processes, daemons or browser
+#   bash tests/run.sh --coverage   the same, and how much of launcher/ it runs
+#   bash tests/run.sh --help       this text; installs nothing
 #
 # Further words go to pytest.
 set -euo pipefail
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 readonly ROOT
+case ${1:-} in
+-h | --help)
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  exit
+  ;;
+esac
 cd "$ROOT"
 bash launcher/setup.sh test
 # Training processes share the cores among themselves; the fast tests are single processes.
-if [[ ${1:-} == --fast ]]; then
-  set -- -m "not slow" --numprocesses auto "${@:2}"
-else
-  bash tests/support/slurm_packages.sh
-fi
+case ${1:-} in
+--fast) set -- -m "not slow" --numprocesses auto "${@:2}" ;;
+--coverage)
+  # Launches are processes of their own; they are measured where they run this Python.
+  export PATH=$ROOT/.venv/training/bin:$PATH COVERAGE_CORE=sysmon
+  set -- -m "not slow" --numprocesses auto --cov --cov-report term "${@:2}"
+  ;;
+*) bash tests/support/slurm_packages.sh ;;
+esac
 exec .venv/training/bin/python -m pytest "$@"

@@ -3,7 +3,7 @@
 megatron_counts.json holds what the real model of every pipeline stage has, built on the meta
 device: by job, its parameters and those reduced over the expert data parallel group. Again:
 
-    python tests/plan/test_parameters.py jobs > /tmp/jobs
+    python tests/plan/test_parameters.py jobs [NAME…] > /tmp/jobs
     python launcher/megatron/verify.py < /tmp/jobs > /tmp/verdicts
     python tests/plan/test_parameters.py store < /tmp/verdicts
 """
@@ -277,17 +277,18 @@ def test_stored_counts_are_megatrons():
         assert found == stored()[name], name
 
 
-def main(action: str) -> None:
+def main(action: str, *names: str) -> None:
     if action == "jobs":
-        for name in JOBS:
+        for name in names or JOBS:
             print(json.dumps(megatron(name)))
         return
-    verdicts = {verdict["name"]: verdict for verdict in map(json.loads, sys.stdin)}
-    rows = []
-    for name, verdict in sorted(verdicts.items()):
+    counts = {name: found for name, found in stored().items() if name in JOBS}
+    for verdict in map(json.loads, sys.stdin):
         assert verdict["accepted"], verdict
-        found = [[one["parameters"], one["expert_parameters"]] for one in verdict["stages"]]
-        rows.append(f"  {json.dumps(name)}: {json.dumps(found)}")
+        counts[verdict["name"]] = [
+            [one["parameters"], one["expert_parameters"]] for one in verdict["stages"]
+        ]
+    rows = [f"  {json.dumps(name)}: {json.dumps(counts[name])}" for name in sorted(counts)]
     COUNTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 
 
