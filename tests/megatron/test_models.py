@@ -172,7 +172,9 @@ def test_deepseek_v3_checkpoint_holds_copies_for_mtp(whole: dict) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [name for name in MODELS if PUBLISHED.get(name, {}).get("active")])
+@pytest.mark.parametrize(
+    "model", [name for name in MODELS if PUBLISHED.get(name, {}).get("active")]
+)
 def test_active_parameters_are_the_published_figure(model: str, whole: dict) -> None:
     theirs, config = hugging_face(model)
     published = PUBLISHED[model]
