@@ -1,14 +1,11 @@
 """Who imports whom in launcher/, and the order that is allowed. tests/tools/pages.py draws it.
 
-    python tests/tools/imports.py      print the chains of imports that are too long
-
 The sources are read with `ast`, so an import inside a function counts like one at the top.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +24,7 @@ ORDER = (
     ("megatron", "errors"),
 )
 AT_THE_TOP = {"launcher": "errors", "launcher.__main__": "cli"}  # modules of no package: its floor
-MOST_FLOORS = 9  # of packages, and of modules
+MOST_FLOORS = 9  # of packages, and of the modules within one
 # The packages whose processes run in the training environment.
 MAY_IMPORT_TORCH = ("convert", "megatron")
 # What else an import may name outside them: all that a login node has to have.
@@ -125,22 +122,6 @@ def floors(graph: Imports) -> dict[str, int]:
     return found
 
 
-def chain(graph: Imports, module: str) -> list[str]:
-    """Return the longest chain of imports from a module down to one that imports nothing."""
-    heights = floors(graph)
-    found = [module]
-    while graph[found[-1]]:
-        found.append(max(sorted(graph[found[-1]]), key=lambda each: heights[each]))
-    return found
-
-
-def too_long(graph: Imports) -> list[list[str]]:
-    """Return the chains over more than MOST_FLOORS floors, one a module, the longest first."""
-    heights = floors(graph)
-    high = sorted(graph, key=lambda module: (-heights[module], module))
-    return [chain(graph, module) for module in high if heights[module] > MOST_FLOORS]
-
-
 def upward(graph: Imports) -> list[str]:
     """Return a line for each import that the order does not allow."""
     level = {name: number for number, names in enumerate(ORDER) for name in names}
@@ -197,16 +178,3 @@ def _readable(names: list[str], inside_of: str) -> str:
 
 def _reached(arrows: Mapping[str, set[str]], name: str) -> set[str]:
     return {far for near in arrows[name] for far in (near, *_reached(arrows, near))}
-
-
-def main() -> None:
-    """Print the chains of imports over more than MOST_FLOORS floors, the longest first."""
-    graph = imports()
-    if circle := cycle(graph):
-        sys.exit(f"error: a cycle of imports: {' → '.join(circle)}")
-    for chain in too_long(graph):
-        print(len(chain), " → ".join(name.removeprefix("launcher.") for name in chain))
-
-
-if __name__ == "__main__":
-    main()
