@@ -53,6 +53,7 @@ def test_ruff():
     clean("ruff", "format", "--check", ".")
 
 
+@pytest.mark.slow
 def test_pyright():
     clean("pyright", "--pythonpath", sys.executable)
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launcher.config import model_file, settings
-from tests.support.launching import ROOT, Launched, launch, preview
+from launcher.job.script import render
+from tests.support.launching import ROOT, Launched, job, launch, preview
 
 FOLDER = ROOT / "cluster_configs" / "benchmarking"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("example-*.conf"))
@@ -23,11 +24,12 @@ def options(seen: Launched) -> dict[str, str]:
 
 def test_every_model_previews_with_every_example():
     pairs = [(name, example) for example in EXAMPLES for name in model_file.names(ROOT)]
-    with ThreadPoolExecutor(4) as pool:
-        seen = pool.map(lambda pair: preview(MODEL=pair[0], CLUSTER=pair[1]), pairs)
+    with ThreadPoolExecutor(2) as pool:
+        seen = pool.map(lambda pair: job(MODEL=pair[0], CLUSTER=pair[1]), pairs)
         for pair, each in zip(pairs, seen):
-            assert "placeholders" not in each.stderr, pair
-            assert each.flag("--num-layers"), pair
+            assert settings.placeholders(each.settings) == [], pair
+            assert "--num-layers" in each.arguments, pair
+            assert render(each).startswith("#!/bin/bash\n#SBATCH "), pair
 
 
 def test_h100():

@@ -65,6 +65,7 @@ sys.exit(int(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [0, 3])
 def test_training_script_runs_as_python_runs_it(tmp_path: Path, status: int) -> None:
     script = tmp_path / "scripts" / "train.py"

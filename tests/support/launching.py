@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from launcher import ROOT
+from launcher.config import bash_layers
+from launcher.job import request
+from launcher.job.build import build
+from launcher.job.draft import Job
+
+__all__ = ["ROOT", "STAMP", "Launched", "job", "launch", "preview"]
+
 STAMP = "260101_120000"
 
 
@@ -48,23 +55,36 @@ def _between(text: str, start: str, end: str) -> str:
     return text.split(f"=== {start} ===\n", 1)[1].split(f"=== {end} ===\n", 1)[0]
 
 
+def _login() -> dict[str, str]:
+    """Return what a login's environment has of this process's."""
+    names = ("PATH", "HOME", "LANG", "TMPDIR")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def launch(
     words: Sequence[str] = (), cwd: Path = ROOT, script: Path | None = None, **variables: str
 ) -> Launched:
     """Run the entry point with nothing of this shell's environment but what a login has."""
-    kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
-    }
     done = subprocess.run(
         ["bash", str(script or ROOT / "sbatch_benchmarking.sh"), *words],
         cwd=cwd,
-        env={**kept, "TIMESTAMP": STAMP, **variables},
+        env={**_login(), "TIMESTAMP": STAMP, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     return Launched(done.returncode, done.stdout, done.stderr)
+
+
+def job(words: Sequence[str] = (), script: Path | None = None, **variables: str) -> Job:
+    """Return the job of a launch: Bash sources the layers, this process builds it.
+
+    A tenth of what a preview costs, for tests over many jobs.
+    """
+    environ = {**_login(), "TIMESTAMP": STAMP, **variables}
+    environ, all_words = bash_layers.source(script or bash_layers.ENTRY, words, environ)
+    return build(request.read(bash_layers.settings_of(environ), all_words, environ))
 
 
 def preview(words: Sequence[str] = (), **variables: str) -> Launched:
