@@ -23,8 +23,11 @@ bash launcher/setup.sh test
 case ${1:-} in
 --fast) set -- -m "not slow" --numprocesses auto "${@:2}" ;;
 --coverage)
-  # Launches are processes of their own; they are measured where they run this Python.
-  export PATH=$ROOT/.venv/training/bin:$PATH COVERAGE_CORE=sysmon
+  # Launches are processes of their own, in the first Python that has PyYAML.
+  export PATH=$ROOT/.venv/training/bin:$PATH
+  if [[ -x .venv/launcher/bin/python ]]; then
+    .venv/launcher/bin/python -m pip install --quiet "$(sed -n 's/^ *"\(coverage==.*\)",/\1/p' pyproject.toml)"
+  fi
   set -- -m "not slow" --numprocesses auto --cov --cov-report term "${@:2}"
   ;;
 *) bash tests/support/slurm_packages.sh ;;

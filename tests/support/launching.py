@@ -56,8 +56,8 @@ def _between(text: str, start: str, end: str) -> str:
 
 
 def _login() -> dict[str, str]:
-    """Return what a login's environment has of this process's."""
-    names = ("PATH", "HOME", "LANG", "TMPDIR")
+    """Return what a login's environment has of this process's, and what measures coverage."""
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
