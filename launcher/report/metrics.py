@@ -1,0 +1,242 @@
+"""The numbers of one run: speed, utilization, memory, lost time."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from launcher.plan import flops, memory
+from launcher.report import hardware_flops, peaks, steady
+from launcher.report.lines import Iteration
+from launcher.report.subject import Subject
+from launcher.report.steady import Window
+
+PAUSE = 0.5  # seconds between two iterations that are more than rounding
+AGREE = 0.02  # share within which two FLOP counts are the same
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a run achieved; None where the log and its job do not say it."""
+
+    window: Window
+    seconds: float | None  # a step, in the steady state
+    spread: tuple[float, float] | None  # its 10th and 90th percentile
+    batch: int | None  # sequences
+    tokens: float | None  # a second and GPU
+    tflops: float | None  # model TFLOPS a GPU, by our count
+    flops_per_token: float | None  # by our count
+    logged_tflops: float | None
+    logged_flops_per_token: float | None  # what the logged figure counts, from its tokens
+    precision: str | None
+    peak_tflops: float | None  # of the GPU, dense, in that precision
+    memory: float | None  # bytes, the fullest rank's max allocated
+    planned_memory: int | None  # bytes
+    gpu_memory: float | None  # bytes
+    memory_by_stage: tuple[tuple[float | None, int], ...]  # measured, planned
+    lost: dict[str, float] = field(default_factory=dict)  # seconds, by cause
+    wall: float | None = None  # seconds
+    iterations_left: int | None = None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization: model TFLOPS over the GPU's dense peak."""
+        best = self.tflops if self.tflops is not None else self.logged_tflops
+        return best / self.peak_tflops if best is not None and self.peak_tflops else None
+
+    hardware_tflops: float | None = None
+
+    @property
+    def hfu(self) -> float | None:
+        """Hardware FLOPs utilization: with what is recomputed."""
+        if self.hardware_tflops is None or not self.peak_tflops:
+            return None
+        return self.hardware_tflops / self.peak_tflops
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the wall time that went into steps of the steady speed, each once."""
+        if not self.wall or not self.lost:
+            return None
+        return max(0.0, 1 - sum(self.lost.values()) / self.wall)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the last iteration at the steady speed."""
+        if self.seconds is None or self.iterations_left is None:
+            return None
+        return self.seconds * self.iterations_left
+
+    @property
+    def tokens_left(self) -> float | None:
+        """Tokens to the last iteration."""
+        return self.tokens_a_step * self.iterations_left if self.tokens_a_step else None
+
+    tokens_a_step: float | None = None
+
+    @property
+    def convention(self) -> str | None:
+        """Say whose FLOPs the logged TFLOPS count, where that can be told."""
+        ours, logged = self.flops_per_token, self.logged_flops_per_token
+        if ours is None:
+            return None
+        text = f"{ours / 1e9:.1f} GFLOP a token ({flops.CONVENTION})"
+        if logged is None:
+            return text
+        if abs(logged / ours - 1) <= AGREE:
+            return f"{text}; the log counts the same"
+        return f"{text}; the log counts {logged / 1e9:.1f}: compare tokens/s, not TFLOPS"
+
+
+def measure(subject: Subject, convention: str = "steady") -> Metrics:
+    """Work the numbers out. Raises UsageError where the convention is unknown."""
+    log, made = subject.log, subject.shape
+    window = steady.window(log.iterations, convention, _profiled(subject))
+    times = [one.seconds for one in window.counted if one.seconds is not None]
+    seconds = window.middle(times)
+    batch = _batch(subject, window)
+    step = batch * subject.sequence if batch and subject.sequence else None
+    tokens = step / seconds / subject.gpus if step and seconds and subject.gpus else None
+    logged_tokens = window.middle([one.tokens for one in window.counted if one.tokens])
+    tokens = tokens if tokens is not None else logged_tokens
+    count = flops.per_token(made) if made else None
+    tflops = tokens * count / 1e12 if tokens and count else None
+    logged = window.middle([one.tflops for one in window.counted if one.tflops])
+    precision = _precision(subject)
+    planned = memory.ranks(made, subject.stages) if made and subject.stages and not subject.smoke else ()
+    peak = max((one.peak for one in log.peaks.values()), default=None) or None
+    again = hardware_flops.recomputed(made) if made and tokens else 0.0
+    return Metrics(
+        window=window,
+        seconds=seconds,
+        spread=_spread(times),
+        batch=batch,
+        tokens=tokens,
+        tflops=tflops,
+        flops_per_token=count,
+        logged_tflops=logged,
+        logged_flops_per_token=logged * 1e12 / tokens if logged and tokens and logged >= 1 else None,
+        precision=precision,
+        peak_tflops=peaks.peak(subject.gpu, precision) if precision else None,
+        memory=peak,
+        planned_memory=memory.worst(planned).total if planned else None,
+        gpu_memory=memory.GPU_GIB[subject.gpu] * memory.GIB
+        if subject.gpu in memory.GPU_GIB
+        else None,
+        memory_by_stage=_by_stage(subject, planned),
+        lost=_lost(subject, window, seconds),
+        wall=log.latest - log.first if log.latest is not None and log.first is not None else None,
+        iterations_left=max(0, log.newest.total - log.newest.number) if log.newest else None,
+        hardware_tflops=tflops + tokens * again / 1e12 if tflops and tokens else None,
+        tokens_a_step=step,
+    )
+
+
+def exclusions(window: Window) -> dict[str, int]:
+    """Return how many logged iterations were left out, by reason."""
+    return dict(Counter(window.excluded.values()).most_common())
+
+
+def _batch(subject: Subject, window: Window) -> int | None:
+    logged = [one.batch for one in window.counted if one.batch]
+    if logged:
+        return round(logged[-1])
+    if subject.shape:
+        return subject.shape.training.global_batch
+    text = subject.log.arguments.get("global_batch_size", "")
+    return int(text) if text.isdigit() else None
+
+
+def _precision(subject: Subject) -> str | None:
+    if subject.shape is None:
+        return None
+    if subject.on("--fp4-format"):
+        return "fp4"
+    if subject.shape.training.fp8:
+        return "fp8"
+    return "fp16" if subject.on("--fp16") else "bf16" if subject.on("--bf16") else None
+
+
+def _profiled(subject: Subject) -> tuple[int, int] | None:
+    if not subject.on("--profile"):
+        return None
+    first = subject.value("--profile-step-start") or "10"
+    last = subject.value("--profile-step-end") or "12"
+    if not (first.isdigit() and last.isdigit()):
+        return None
+    return int(first), int(last) + 1  # the profile is written within the next
+
+
+def _spread(times: Sequence[float]) -> tuple[float, float] | None:
+    if len(times) < 2:
+        return None
+    cuts = statistics.quantiles(times, n=10, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def _by_stage(
+    subject: Subject, planned: Sequence[memory.Rank]
+) -> tuple[tuple[float | None, int], ...]:
+    """Return measured and planned peak of each pipeline stage, in bytes.
+
+    Ranks count through the stages last: a stage is world / PP ranks in a row.
+    """
+    if not planned or not subject.gpus:
+        return ()
+    held = max(1, subject.gpus // len(planned))
+    measured: dict[int, float] = {}
+    for rank, one in subject.log.peaks.items():
+        stage = rank // held
+        measured[stage] = max(one.peak, measured.get(stage, 0.0))
+    return tuple(
+        (measured.get(place) or None, rank.total) for place, rank in enumerate(planned)
+    )
+
+
+def _lost(subject: Subject, window: Window, seconds: float | None) -> dict[str, float]:
+    """Return the seconds that did not go into steps of the steady speed, by cause.
+
+    Megatron stops the iteration's clock while it evaluates or saves, so these show as time between
+    two lines that no iteration took.
+    """
+    log = subject.log
+    known = [one for one in log.iterations if one.at is not None and one.seconds is not None]
+    if not known or seconds is None:
+        return {}
+    lost: Counter[str] = Counter()
+    excluded = {id(log.iterations[place]): why for place, why in window.excluded.items()}
+    reached: dict[int, int] = {}  # life → its first iteration
+    for one in known:
+        reached.setdefault(one.life, one.number)
+    later = {life: min(n for at, n in reached.items() if at > life) for life in reached if any(at > life for at in reached)}
+    before: Iteration | None = None
+    for one in known:
+        steps = log.stride
+        if before is None or before.life != one.life:
+            began = log.starts.get(one.life)
+            if before is not None and began is not None and before.at is not None:
+                lost["restarts"] += max(0.0, began - before.at)
+            if began is None and before is not None:
+                began = before.at
+            if began is not None:
+                lost["start-up"] += max(0.0, one.at - one.seconds - began)
+            steps = 1
+        else:
+            steps = max(1, one.number - before.number)
+            pause = one.at - before.at - one.seconds * steps
+            if pause > PAUSE and log.stride == 1:
+                cause = "checkpoints" if "checkpoint" in one.after else "evaluation"
+                lost[cause if one.after else "other pauses"] += pause
+        if one.number >= later.get(one.life, one.number + 1):
+            lost["work done again"] += one.seconds * steps
+        elif one.seconds > seconds:
+            why = excluded.get(id(one), "")
+            slow = one.seconds > steady.SLOW * seconds
+            if why == "warm-up":
+                lost["warm-up"] += (one.seconds - seconds) * steps
+            elif slow:
+                lost["slow steps"] += (one.seconds - seconds) * steps
+        before = one
+    return {cause: round(time, 3) for cause, time in lost.most_common() if time > 0}

@@ -1,0 +1,225 @@
+"""What a report is about: a run directory, or a bare log, with all that is known of its job."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config.arguments import Argument, Arguments, value
+from launcher.errors import UsageError
+from launcher.plan import flags, shape, stages
+from launcher.plan.shape import Shape
+from launcher.plan.stages import Stage
+from launcher.report import training_log
+from launcher.report.training_log import Log
+
+DUMP = "the log's argument dump"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says of logs that do not say it themselves."""
+
+    gpus: int | None = None
+    gpu: str | None = None
+    model: str | None = None
+    sequence: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run, as far as it is known."""
+
+    path: Path
+    log: Log
+    arguments: Arguments = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)  # plan.json
+    model: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    sequence: int | None = None  # tokens
+    shape: Shape | None = None
+    stages: tuple[Stage, ...] = ()
+    smoke: bool = False
+    status: int | None = None  # the exit status, where it is known
+
+    @property
+    def name(self) -> str:
+        """What the run is called in a table."""
+        return self.path.name if self.path.is_dir() else self.path.stem
+
+    def on(self, flag: str) -> bool:
+        """Say whether a flag was given."""
+        return flag in self.arguments
+
+    def value(self, flag: str) -> str | None:
+        """Return a flag's single value."""
+        return value(self.arguments, flag)
+
+
+def read(path: Path, given: Given | None = None) -> Subject:
+    """Read a run directory or a log. Raises UsageError where there is neither."""
+    given = given or Given()
+    if path.is_dir():
+        return _run(path, given)
+    if not path.exists():
+        raise UsageError(f"{path} is neither a run directory nor a log")
+    log = training_log.read(path)
+    return _completed(Subject(path, log), _dumped(log), given)
+
+
+def _run(path: Path, given: Given) -> Subject:
+    logs = sorted(path.glob("log.[0-9]*"), key=lambda one: int(one.name[4:] or 0))
+    reader = training_log.Reader()
+    if not logs and not (path / "log").exists():
+        raise UsageError(f"{path} has no log: the job has not started, or it is no run directory")
+    for one in logs or [path / "log"]:
+        reader.read(one)
+    reader.finish()
+    said = _yaml(path / "arguments.yaml").get("arguments")
+    arguments = {
+        flag: Argument(flag, tuple(map(str, one.get("values", ()))), str(one.get("origin", "")))
+        for flag, one in (said if isinstance(said, dict) else {}).items()
+        if isinstance(one, dict)
+    }
+    environment = _yaml(path / "environment.yaml")
+    settings = _values(environment.get("settings"))
+    submission = _yaml(path / "submission.yaml")
+    status = submission.get("status")
+    subject = Subject(
+        path=path,
+        log=reader.log,
+        environment=_values(environment.get("environment")),
+        settings=settings,
+        versions=_flat(_yaml(path / "versions.yaml")),
+        plan=_json(path / "plan.json"),
+        smoke=settings.get("SMOKE") in ("True", "1", "true"),
+        status=status if isinstance(status, int) else None,
+    )
+    return _completed(subject, arguments or _dumped(reader.log), given)
+
+
+def _completed(subject: Subject, arguments: Arguments, given: Given) -> Subject:
+    """Return a subject with what can be worked out from its parts."""
+    log, plan = subject.log, subject.plan
+    world = given.gpus or log.world or _number(log.arguments.get("world_size"))
+    if world is None and plan:
+        world = _product(plan.get("nodes"), plan.get("tasks_per_node"))
+    made, split = None, ()
+    if arguments and world:
+        try:
+            made = shape.read(arguments, world)
+            split = stages.split(made)
+        except (ValueError, ArithmeticError, LookupError):
+            made = made if made and split else None
+    gpu = plan.get("gpu")
+    sequence = given.sequence or _number(value(arguments, "--seq-length"))
+    return Subject(
+        **{
+            **vars(subject),
+            "arguments": arguments,
+            "model": given.model or plan.get("model") or log.arguments.get("wandb_exp_name"),
+            "gpu": given.gpu or (gpu.get("name") if isinstance(gpu, dict) else None),
+            "gpus": world,
+            "sequence": sequence or _number(log.arguments.get("seq_length")),
+            "shape": made,
+            "stages": split,
+        }
+    )
+
+
+def _dumped(log: Log) -> dict[str, Argument]:
+    """Return the arguments that a log's dump stands for, under the newest release's flags.
+
+    The dump has every setting with its value, defaults too; a switch counts where it is on.
+    """
+    if not log.arguments:
+        return {}
+    found: dict[str, Argument] = {}
+    catalogue = flags.load(flags.SUPPORTED[-1])
+    for flag in catalogue.entries:
+        known = catalogue.get(flag)
+        if known is None or known.dest not in log.arguments or "alias" in catalogue.entries[flag]:
+            continue
+        text = log.arguments[known.dest]
+        if known.switch is not None:
+            if text == str(known.switch):
+                found[flag] = Argument(flag, (), DUMP)
+        elif text not in ("None", "[]", ""):
+            found[flag] = Argument(flag, _words(text, known.nargs is not None), DUMP)
+    if "padded_vocab_size" in log.arguments and "--padded-vocab-size" not in found:
+        found["--padded-vocab-size"] = Argument(
+            "--padded-vocab-size", (log.arguments["padded_vocab_size"],), DUMP
+        )
+    return found
+
+
+_TYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+def _words(text: str, several: bool) -> tuple[str, ...]:
+    if several and text.startswith("["):
+        try:
+            return tuple(str(word) for word in ast.literal_eval(text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return tuple(re.findall(r"[\w.-]+", text))
+    return (_TYPES.get(text, text),)
+
+
+def _values(said: object) -> dict[str, str]:
+    if not isinstance(said, dict):
+        return {}
+    return {
+        str(name): str(one["value"])
+        for name, one in said.items()
+        if isinstance(one, dict) and one.get("value") is not None
+    }
+
+
+def _flat(said: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, one in said.items():
+        if isinstance(one, dict):
+            found.update(_flat(one, f"{before}{name} "))
+        elif one is not None:
+            found[f"{before}{name}"] = str(one)
+    return found
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    return said if isinstance(said, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return said if isinstance(said, dict) else {}
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"\d{1,12}", text) else None
+
+
+def _product(*numbers: object) -> int | None:
+    made = 1
+    for number in numbers:
+        if not isinstance(number, int):
+            return None
+        made *= number
+    return made
