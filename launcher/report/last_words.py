@@ -57,9 +57,9 @@ def _places(file) -> list[int]:
             ignored = before and "Exception ignored in" in before[-1]
             chained = any(word in text for text in before[-3:] for word in _CHAINED)
             source = lines.label(line)
-            if not ignored and not (chained and source in places):
-                if source in places or len(places) < SOURCES:
-                    places[source] = offset - len(rest) + start
+            known = source in places
+            if not ignored and not (chained and known) and (known or len(places) < SOURCES):
+                places[source] = offset - len(rest) + start
             place = text.find(TRACEBACK, place + len(TRACEBACK))
         offset += len(block)
         rest = text[-1000:] if len(text) > 1000 else text

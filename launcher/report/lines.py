@@ -23,7 +23,9 @@ _NUMBER = re.compile(
     r"(?:\s?(?:MODEL_)?(?:ms|s|GiB|GB|MiB|MB|%|TFLOP/s/GPU))?(?![\w.])",
     re.IGNORECASE,
 )
-_LAST_NUMBER = re.compile(r"(?<=[\s:])([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))\s*$", re.IGNORECASE)
+_LAST_NUMBER = re.compile(
+    r"(?<=[\s:])([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))\s*$", re.IGNORECASE
+)
 _TIME = re.compile(r"\[(\d{4})-?(\d\d)-?(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?\]")
 _DATETIME = re.compile(
     r"\[([^\]]{1,100})\] datetime: (\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?"
@@ -163,9 +165,7 @@ def iterations(line: str, whole: bool = True) -> Iterator[Iteration]:
     for place, head in enumerate(heads):
         following = heads[place + 1].start() if place + 1 < len(heads) else len(line)
         text = line[head.end() : min(following, head.end() + LONGEST)]
-        foreign = min(
-            (at for word in _FOREIGN if (at := text.find(word)) >= 0), default=len(text)
-        )
+        foreign = min((at for word in _FOREIGN if (at := text.find(word)) >= 0), default=len(text))
         closed = whole and following == len(line) and foreign == len(text)
         found = fields(text[:foreign], closed)
         # "iteration 3/10" alone is somebody's progress bar.
@@ -326,7 +326,7 @@ def mlperf(line: str) -> dict[str, object] | None:
 
 
 def argument(line: str) -> tuple[str, str] | None:
-    """Return (name, value) of '  seq_length .......... 8192', a line of Megatron's argument dump."""
+    """Return (name, value) of '  seq_length ....... 8192', a line of Megatron's argument dump."""
     name, dots, rest = line.partition(" ..")
     words = name.split()
     if not dots or not words or not words[-1].isidentifier():

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from launcher.plan import flops, memory
 from launcher.report import hardware_flops, peaks, steady
 from launcher.report.lines import Iteration
-from launcher.report.subject import Subject
 from launcher.report.steady import Window
+from launcher.report.subject import Subject
 
 PAUSE = 0.5  # seconds between two iterations that are more than rounding
 AGREE = 0.02  # share within which two FLOP counts are the same
@@ -105,7 +105,9 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
     tflops = tokens * count / 1e12 if tokens and count else None
     logged = window.middle([one.tflops for one in window.counted if one.tflops])
     precision = _precision(subject)
-    planned = memory.ranks(made, subject.stages) if made and subject.stages and not subject.smoke else ()
+    planned = (
+        memory.ranks(made, subject.stages) if made and subject.stages and not subject.smoke else ()
+    )
     peak = max((one.peak for one in log.peaks.values()), default=None) or None
     again = hardware_flops.recomputed(made) if made and tokens else 0.0
     return Metrics(
@@ -117,7 +119,9 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
         tflops=tflops,
         flops_per_token=count,
         logged_tflops=logged,
-        logged_flops_per_token=logged * 1e12 / tokens if logged and tokens and logged >= 1 else None,
+        logged_flops_per_token=logged * 1e12 / tokens
+        if logged and tokens and logged >= 1
+        else None,
         precision=precision,
         peak_tflops=peaks.peak(subject.gpu, precision) if precision else None,
         memory=peak,
@@ -190,9 +194,7 @@ def _by_stage(
     for rank, one in subject.log.peaks.items():
         stage = rank // held
         measured[stage] = max(one.peak, measured.get(stage, 0.0))
-    return tuple(
-        (measured.get(place) or None, rank.total) for place, rank in enumerate(planned)
-    )
+    return tuple((measured.get(place) or None, rank.total) for place, rank in enumerate(planned))
 
 
 def _lost(subject: Subject, window: Window, seconds: float | None) -> dict[str, float]:
@@ -210,7 +212,11 @@ def _lost(subject: Subject, window: Window, seconds: float | None) -> dict[str, 
     reached: dict[int, int] = {}  # life → its first iteration
     for one in known:
         reached.setdefault(one.life, one.number)
-    later = {life: min(n for at, n in reached.items() if at > life) for life in reached if any(at > life for at in reached)}
+    later = {
+        life: min(n for at, n in reached.items() if at > life)
+        for life in reached
+        if any(at > life for at in reached)
+    }
     before: Iteration | None = None
     for one in known:
         steps = log.stride

@@ -80,17 +80,13 @@ def window(
         )
     inside = set(map(id, counted))
     excluded = {
-        place: "outside the window"
-        for place, one in enumerate(iterations)
-        if id(one) not in inside
+        place: "outside the window" for place, one in enumerate(iterations) if id(one) not in inside
     }
     words = CONVENTIONS.get(convention, f"median of iterations {convention}")
     return Window(words, counted, excluded, mean=convention in ("last10", "all"))
 
 
-def _excluded(
-    iterations: Sequence[Iteration], profiled: tuple[int, int] | None
-) -> dict[int, str]:
+def _excluded(iterations: Sequence[Iteration], profiled: tuple[int, int] | None) -> dict[int, str]:
     found: dict[int, str] = {}
     batch = next((one.batch for one in reversed(iterations) if one.batch is not None), None)
     for places in _lives(iterations):

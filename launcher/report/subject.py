@@ -157,10 +157,6 @@ def _dumped(log: Log) -> dict[str, Argument]:
                 found[flag] = Argument(flag, (), DUMP)
         elif text not in ("None", "[]", ""):
             found[flag] = Argument(flag, _words(text, known.nargs is not None), DUMP)
-    if "padded_vocab_size" in log.arguments and "--padded-vocab-size" not in found:
-        found["--padded-vocab-size"] = Argument(
-            "--padded-vocab-size", (log.arguments["padded_vocab_size"],), DUMP
-        )
     return found
 
 
@@ -173,6 +169,8 @@ def _words(text: str, several: bool) -> tuple[str, ...]:
             return tuple(str(word) for word in ast.literal_eval(text))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return tuple(re.findall(r"[\w.-]+", text))
+    if re.fullmatch(r"\[[01](, [01])*\]", text):  # a layer pattern
+        return (text.replace(" ", ""),)
     return (_TYPES.get(text, text),)
 
 

@@ -272,7 +272,10 @@ class Reader:
         if self._step is not None:
             step, self._step = self._step, None
             # Bridge prints both of the same step, the time rounded.
-            if found.seconds is None or abs(found.seconds - step.seconds) <= 0.01 + found.seconds / 50:
+            if (
+                found.seconds is None
+                or abs(found.seconds - step.seconds) <= 0.01 + found.seconds / 50
+            ):
                 found = _with_step(found, step)
         pace = log.paces.get(found.source)
         again = self._again(found, pace)
@@ -335,9 +338,7 @@ class Reader:
             self._start()
 
     def _moment(self, what: str, at: float) -> None:
-        if what.startswith(("before library-setup", "after megatron is init", "before megatron")):
-            self._begin()
-        elif what.startswith("before the start of training"):
+        if what.startswith(_BEGINNING):
             self._begin()
         elif what.startswith("after training is done"):
             self.log.done = True
@@ -420,6 +421,12 @@ class Reader:
         self._iteration(Iteration(step, step, seconds, loss, None, at=at, fields=numbers))
 
 
+_BEGINNING = (
+    "before library-setup",
+    "before megatron",
+    "after megatron is initialized",
+    "before the start of training",
+)
 _MLPERF_SECONDS = ("train_step_time", "train_step_timing", "step_time")
 _MLPERF_LOSS = ("reduced_train_loss", "train_loss", "loss")
 _MLPERF_STEP = ("step", "step_num", "samples_count")

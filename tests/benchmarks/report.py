@@ -28,7 +28,9 @@ ITERATION = (
     "load_balancing_loss: 1.003744E+00 | loss scale: 1.0 | grad norm: 0.704 | "
     "number of skipped iterations:   0 | number of nan iterations:   0 |\n"
 )
-NOISE = "{:4d}: node{:04d}:NCCL INFO Channel {:02d}/0 : 5[5] -> 6[6] via P2P/CUMEM/read, no surprise\n"
+NOISE = (
+    "{:4d}: node{:04d}:NCCL INFO Channel {:02d}/0 : 5[5] -> 6[6] via P2P/CUMEM/read, no surprise\n"
+)
 
 
 def write(path: Path, size: int, dense: int) -> int:
@@ -41,7 +43,9 @@ def write(path: Path, size: int, dense: int) -> int:
             block = []
             for _ in range(dense):
                 number += 1
-                block.append(ITERATION.format(number // 60 % 60, number % 60, number, 2048 * number))
+                block.append(
+                    ITERATION.format(number // 60 % 60, number % 60, number, 2048 * number)
+                )
             room = (1 << 20) - sum(map(len, block))
             while room > 0:
                 line = noise[place % len(noise)]
@@ -83,7 +87,7 @@ def main() -> None:
             count = fastest(command("wc", "-l", str(path)))
             grep = fastest(command("grep", "-c", "iteration", str(path)))
             log = training_log.read(path)
-            assert log.logged == written and log.newest.number == written
+            assert (log.logged, log.newest.number) == (written, written)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(
                 f"{path.stat().st_size / 2**20:.0f} MiB, {dense} iterations a MiB: {ours:.2f} s = "

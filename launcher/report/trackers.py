@@ -1,0 +1,64 @@
+"""The report's numbers for TensorBoard and Weights & Biases, where the run has them on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from launcher.report import summary
+from launcher.report.summary import Report
+
+
+def record(made: Report) -> list[str]:
+    """Add the numbers to the run's TensorBoard directory and W&B project; say what was done."""
+    done = []
+    folder = made.subject.value("--tensorboard-dir")
+    if folder:
+        done.append(_tensorboard(made, Path(folder)))
+    project = made.subject.value("--wandb-project")
+    if project:
+        done.append(_wandb(made, project))
+    return done
+
+
+def _tensorboard(made: Report, folder: Path) -> str:
+    if importlib.util.find_spec("tensorboard") is None:
+        return "TensorBoard: not installed here, nothing was added"
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    numbers = summary.flat(made)
+    newest = made.subject.log.newest
+    step = newest.number if newest else 0
+    values = [
+        Summary.Value(tag=f"report/{name}", simple_value=one) for name, one in numbers.items()
+    ]
+    writer = EventFileWriter(str(folder / "report"))
+    writer.add_event(Event(step=step, summary=Summary(value=values)))
+    writer.close()
+    return f"TensorBoard: {len(numbers)} numbers in {folder / 'report'}"
+
+
+def _wandb(made: Report, project: str) -> str:
+    """Add a run of its own, in the group of the training's name: online as W&B is set up here."""
+    if importlib.util.find_spec("wandb") is None:
+        return "W&B: not installed here, nothing was added"
+    import wandb
+
+    folder = made.subject.value("--wandb-save-dir") or str(made.subject.path.parent)
+    name = made.subject.value("--wandb-exp-name") or made.subject.name
+    run = wandb.init(
+        project=project,
+        name=f"{name}-report",
+        group=name,
+        dir=folder,
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    run.summary.update({f"report/{key}": one for key, one in summary.flat(made).items()})
+    if run.dir:
+        place = str(Path(run.dir).parent)
+    run.finish()
+    return f"W&B: the report's numbers in {place}"
