@@ -159,10 +159,29 @@ def _help(words: Sequence[str]) -> int:
     return 0
 
 
+def _report(words: Sequence[str]) -> int:
+    """Print how fast runs were, whether that is good, and why not faster; diff: what differs.
+
+    RUN is a run directory or a bare log. Options:
+      --format text|markdown|csv|json
+      --window steady|last10|30-45|all|A-B  which iterations count
+      --html FILE                           one self-contained page with plots
+      --expect NUMBER --tolerance 5%        status 1 where a run is slower
+      --metric tflops|logged|tokens|step    what is expected
+      --junit FILE                          the verdicts for a pipeline
+      --track                               the numbers into the run's TensorBoard and W&B
+      --gpus N --gpu H100 --model NAME --sequence N  what a bare log does not say
+    """
+    from launcher.report import command
+
+    return command.command(words)
+
+
 _FLAGS = "[--megatron-flag value …]"
 COMMANDS: Mapping[str, Command] = {
     "submit": Command(_submit, _FLAGS),
     "sweep": Command(_sweep, f"FILE {_FLAGS}"),
+    "report": Command(_report, "RUN [RUN …] | diff RUN RUN [--option …]"),
     "plan": Command(_plan, f"[--all] {_FLAGS}"),
     "arguments": Command(_arguments, _FLAGS),
     "argv": Command(_argv, _FLAGS),

@@ -31,9 +31,9 @@ def command(words: Sequence[str]) -> int:
     expected = (
         gate.read(given.expect, given.tolerance, given.metric) if given.expect is not None else None
     )
-    print(difference.diff(*reports) if differ else _shown(reports, given.format))
     if given.html:
         _write(given.html, page.html(reports))
+    print(difference.diff(*reports) if differ else _shown(reports, given.format))
     if given.track:
         for made in reports:
             for line in trackers.record(made):

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
+from launcher.job import training
 from launcher.job.draft import Job
-from launcher.report import training_log
+from launcher.report import files
+from launcher.report.last_words import last_words
+from launcher.report.training_log import Log
 from launcher.run import directory
 
 
-def close(
-    job: Job, status: int, iterations: Sequence[training_log.Iteration], interrupted: bool = False
-) -> int:
-    """Say and note how the run ended; return its exit status."""
-    losses = [each.loss for each in iterations if each.loss is not None]
+def close(job: Job, status: int, log: Log, interrupted: bool = False) -> int:
+    """Say and note how the run ended, write its report; return its exit status."""
+    losses = [each.loss for each in log.iterations if each.loss is not None]
     verdict, status = ("interrupted", status) if interrupted else _verdict(job, status, losses)
     directory.record(job, finished=time.strftime("%F %T"), status=status, verdict=verdict)
     if status != 0 and not interrupted:
-        print(_last_words(job.run_dir / "log"), file=sys.stderr)
+        print(last_words(job.run_dir / "log"), file=sys.stderr)
+    if log.newest:
+        python, _ = training.python(job.settings)
+        for line in files.write(job.run_dir, python):
+            print(line, file=sys.stderr)
     print(f"{verdict}\n  results {job.run_dir}", file=sys.stderr)
     return status
 
@@ -40,15 +43,3 @@ def _verdict(job: Job, status: int, losses: list[float]) -> tuple[str, int]:
     ):
         return f"FAILED: the loss did not fall: {course}", 1
     return f"passed: {course}" if job.settings.SMOKE else f"finished: {course}", 0
-
-
-def _last_words(path: Path) -> str:
-    """Return the end of a failed run's log, the first traceback included."""
-    if not path.exists():
-        return f"there is no log {path}: the job did not start"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    starts = [
-        number for number, line in enumerate(lines) if "Traceback (most recent call last)" in line
-    ]
-    start = starts[0] if starts else max(0, len(lines) - 20)
-    return "\n".join(lines[start : start + 30])

@@ -9,8 +9,6 @@ from pathlib import Path
 from launcher.report import training_log
 from launcher.run import slurm
 
-TAIL = 1 << 20  # bytes of the log's end that are read for the progress line
-
 
 def follow(job_id: str, run_dir: Path) -> tuple[str, int]:
     """Show a job's progress on stderr until its run is over; return the last job's id and status.
@@ -19,10 +17,11 @@ def follow(job_id: str, run_dir: Path) -> tuple[str, int]:
     watching, which does not touch the job.
     """
     shown, before, since = "", None, time.monotonic()
+    reader = training_log.Reader()
     while True:
         try:
             state = slurm.state(job_id)
-            line = f"job {job_id} {progress(state, run_dir)}"
+            line = f"job {job_id} {progress(state, run_dir, reader)}"
         except slurm.NoAnswer as error:
             state, line = slurm.State("UNKNOWN"), f"job {job_id}: no answer: {error}"
         if line != shown:
@@ -41,17 +40,23 @@ def follow(job_id: str, run_dir: Path) -> tuple[str, int]:
         time.sleep(slurm.interval(time.monotonic() - since))
 
 
-def progress(state: slurm.State | None, run_dir: Path) -> str:
-    """Return one line: the state, why it waits, and how far the log has come."""
+def progress(
+    state: slurm.State | None, run_dir: Path, reader: training_log.Reader | None = None
+) -> str:
+    """Return one line: the state, why it waits, and how far the log has come.
+
+    `reader` reads on from where it was; without, the log is read from its start.
+    """
     if state is None:
         return f"is no longer known to Slurm; its log is {run_dir}/log"
     waits = state.name == "PENDING" and state.reason
     words = [f"{state.name} ({state.reason})" if waits else state.name]
     if state.restarts:
         words.append(f"requeued {state.restarts}×")
-    done = training_log.tail(run_dir / "log", TAIL)
-    if done:
-        last, recent = done[-1], [each.seconds for each in done[-10:] if each.seconds is not None]
+    log = (reader or training_log.Reader()).read(run_dir / "log")
+    if log.newest:
+        last = log.newest
+        recent = [each.seconds for each in log.iterations[-10:] if each.seconds is not None]
         words.append(f"iteration {last.number}/{last.total}")
         if last.tflops is not None:
             words.append(f"{last.tflops:.1f} TFLOPS/GPU")

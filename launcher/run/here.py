@@ -41,25 +41,27 @@ def run(job: Job) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    iterations: list[training_log.Iteration] = []
+    reader = training_log.Reader()
     with log_path.open("w", encoding="utf-8") as file:
         for line in process.stdout or ():
             file.write(line)
             file.flush()
-            _progress(line, iterations)
+            _progress(line, reader)
     status = process.wait()
     if stopped:
         status = 128 + stopped[0]
     elif status < 0:
         status = 128 - status
-    return ending.close(job, status, iterations, interrupted=bool(stopped))
+    reader.finish()
+    return ending.close(job, status, reader.log, interrupted=bool(stopped))
 
 
-def _progress(line: str, iterations: list[training_log.Iteration]) -> None:
-    found = training_log.iteration(line)
-    if found is None:
+def _progress(line: str, reader: training_log.Reader) -> None:
+    before = reader.log.newest
+    reader.feed(line.encode(errors="replace"))
+    found = reader.log.newest
+    if found is None or found is before:
         return
-    iterations.append(found)
     seconds = found.seconds or 0.0
     print(
         f"iteration {found.number}/{found.total}",

@@ -97,4 +97,4 @@ def _follow(job: Job, job_id: str) -> int:
             file=sys.stderr,
         )
         return 130
-    return ending.close(job, status, training_log.tail(job.run_dir / "log", follow.TAIL))
+    return ending.close(job, status, training_log.read(job.run_dir / "log"))

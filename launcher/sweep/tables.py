@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.config.gpus import GPUS
-from launcher.report import training_log
-from launcher.run.follow import TAIL
+from launcher.report import steady, training_log
+from launcher.report.training_log import Log
 from launcher.sweep.points import Planned
 
 
@@ -42,15 +42,16 @@ def result_table(
     rows = [("#", "point", "job", "state", "iteration", "TFLOPS/GPU", "run directory")]
     for number, each in enumerate(planned, 1):
         facts = points.get(each.point.key, {})
-        done = training_log.tail(Path(facts["run_dir"]) / "log", TAIL) if "run_dir" in facts else []
-        speeds = [one.tflops for one in done if one.tflops is not None]
+        log = training_log.read(Path(facts["run_dir"]) / "log") if "run_dir" in facts else Log()
+        counted = steady.window(log.iterations).counted
+        speeds = [one.tflops for one in counted if one.tflops is not None]
         rows.append(
             (
                 str(number),
                 each.point.label,
                 facts.get("job_id", "-"),
                 states.get(each.point.key, "refused" if "refused" in facts else "-"),
-                f"{done[-1].number}/{done[-1].total}" if done else "-",
+                f"{log.newest.number}/{log.newest.total}" if log.newest else "-",
                 f"{statistics.median(speeds):.1f}" if speeds else "-",
                 facts.get("run_dir", "-"),
             )
