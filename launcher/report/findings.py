@@ -45,7 +45,8 @@ class Finding:
 def findings(subject: Subject, metrics: Metrics) -> list[Finding]:
     """Return what keeps a run from being faster, the largest expected gain first."""
     found = [*_from_log(subject, metrics)]
-    if subject.shape is not None:
+    # A shrunken model's sizes tell nothing.
+    if subject.shape is not None and not subject.smoke:
         found += _from_shape(subject, subject.shape, metrics)
     worth = [one for one in found if one.high >= WORTH]
     return sorted(worth, key=lambda one: one.low + one.high, reverse=True)

@@ -82,12 +82,12 @@ class Metrics:
         ours, logged = self.flops_per_token, self.logged_flops_per_token
         if ours is None:
             return None
-        text = f"{ours / 1e9:.1f} GFLOP a token ({flops.CONVENTION})"
+        text = f"{_giga(ours)} GFLOP a token ({flops.CONVENTION})"
         if logged is None:
             return text
         if abs(logged / ours - 1) <= AGREE:
             return f"{text}; the log counts the same"
-        return f"{text}; the log counts {logged / 1e9:.1f}: compare tokens/s, not TFLOPS"
+        return f"{text}; the log counts {_giga(logged)}: compare tokens/s, not TFLOPS"
 
 
 def measure(subject: Subject, convention: str = "steady") -> Metrics:
@@ -136,6 +136,10 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
         hardware_tflops=tflops + tokens * again / 1e12 if tflops and tokens else None,
         tokens_a_step=step,
     )
+
+
+def _giga(number: float) -> str:
+    return f"{number / 1e9:.1f}" if number >= 1e9 else f"{number / 1e9:.2g}"
 
 
 def exclusions(window: Window) -> dict[str, int]:

@@ -41,10 +41,13 @@ def html(reports: Sequence[Report]) -> str:
         style=_STYLE,
         script=get_plotlyjs().replace("</script", "<\\/script"),
         several=several,
-        runs="".join(_run(made) for made in reports[:1] if len(reports) == 1)
-        or "".join(_run(made) for made in reports),
+        runs="".join(map(_run, reports)),
         charts=charts,
     )
+
+
+def _iterations(made: Report) -> Sequence[Iteration]:
+    return made.subject.log.iterations
 
 
 def _run(made: Report) -> str:
@@ -103,7 +106,10 @@ def _charts(reports: Sequence[Report]) -> Iterator[str]:
     yield _figure("TFLOPS/GPU, as logged", _series(reports, lambda one: one.tflops))
     yield _figure("Losses", _losses(reports))
     yield _figure("Gradient norm", _series(reports, lambda one: one.fields.get("grad norm")))
-    yield _figure("Learning rate", _series(reports, lambda one: one.fields.get("learning rate")))
+    rates = {one.fields.get("learning rate") for made in reports for one in _iterations(made)}
+    if len(rates) > 2:
+        rate = _series(reports, lambda one: one.fields.get("learning rate"))
+        yield _figure("Learning rate", rate)
     yield _figure("Memory at most, GiB", _memory(reports))
     for made in reports:
         name = f": {made.subject.name}" if len(reports) > 1 else ""
@@ -184,7 +190,7 @@ def _step_time(reports: Sequence[Report]) -> list[Any]:
                     marker={
                         "symbol": "x-thin-open",
                         "size": 8,
-                        "color": COLOURS[(place + 1) % len(COLOURS)],
+                        "color": COLOURS[(place + (len(reports) == 1)) % len(COLOURS)],
                     },
                     showlegend=place == 0,
                 )
@@ -217,7 +223,8 @@ def _series(reports: Sequence[Report], read: Any) -> list[Any]:
 def _drawn(made: Report, place: int, runs: int, read: Any, name: str = "") -> list[Any]:
     pairs = [(one.number, read(one)) for one in made.subject.log.iterations]
     pairs = [(x, y) for x, y in pairs if y is not None]
-    if not pairs:
+    # A flat line of zeros (a CPU's TFLOPS) says nothing.
+    if not any(y for _, y in pairs):
         return []
     title = name or made.subject.name
     shown = bool(name) or runs > 1
@@ -330,10 +337,10 @@ h1{font-size:1.4rem;margin:.2em 0 .6em}h2{font-size:1.15rem}h3{font-size:1rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:4px 10px 4px 0;border-bottom:1px solid var(--grid)}
 th{color:var(--quiet);font-weight:600;white-space:nowrap}
-table.runs{white-space:nowrap}
+table.runs{white-space:nowrap;font-size:.85rem}
 li{margin-bottom:.6em}li p{margin:.1em 0}li i{color:var(--quiet);font-style:normal}
 small{color:var(--quiet)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:16px}
 figure{margin:0;background:var(--card);border-radius:8px;padding:10px;min-width:0;overflow:hidden}
 figcaption{font-weight:600;margin-bottom:4px}
 .js-plotly-plot .xtick text,.js-plotly-plot .ytick text,.js-plotly-plot .xtitle,

@@ -295,7 +295,8 @@ class Reader:
             log.life += 1
         elif newest is not None and found.number <= newest.number:
             # Another task of the same iteration: only its pace is of interest, or what is new.
-            if found.number == newest.number and log.iterations and log.iterations[-1] is newest:
+            more = found.number == newest.number and found.fields.keys() - newest.fields.keys()
+            if more and log.iterations and log.iterations[-1] is newest:
                 log.iterations[-1] = log.newest = _merged(newest, found)
             return
         if log.life or self._after:
@@ -455,7 +456,9 @@ def _continued(text: bytes, line: str, stop: int, end: int) -> tuple[str | None,
     for _ in range(CONTINUED):
         after = text.find(b"\n", place, end)
         if after < 0:
-            return ("", stop) if _complete(joined) else (None, stop)
+            if not _complete(joined):
+                return None, stop
+            break
         if text.find(b"|", place, min(after, place + 200)) < 0:
             break
         following = _text(text[place : min(after, place + 4000)])

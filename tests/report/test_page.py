@@ -1,0 +1,130 @@
+"""The page in a real browser: no error, no request, no overflow, at desktop and phone width."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launcher.report import page, schedule, subject, summary, trace
+from tests.report.runs import make, steady_log
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+MEMORY = "[Rank {}] (after {} iterations) memory (MB) | allocated: 30000.0 | max allocated: {}.0 | reserved: 41000.0 | max reserved: 62000.0\n"
+# Errors are collected from the first line on; what the page measures of itself goes to the frame.
+SEEN = "<script>seen=[];onerror=m=>{seen.push(String(m))};console.error=(...a)=>{seen.push(a.join(' '))}</script>"
+PROBE = """<script>addEventListener('load',()=>setTimeout(()=>{const d=document.documentElement,
+box=e=>e.getBoundingClientRect();parent.postMessage(JSON.stringify({errors:seen,
+width:innerWidth,overflow:d.scrollWidth-d.clientWidth,
+plots:[...document.querySelectorAll('figure')].map(f=>f.querySelector('.main-svg')!==null),
+wide:[...document.querySelectorAll('figure')].filter(f=>box(f.querySelector('.main-svg')).right
+>box(f).right+1).length,requests:performance.getEntriesByType('resource').map(r=>r.name),
+ink:getComputedStyle(document.body).color,
+tick:getComputedStyle(document.querySelector('.xtick text')).fill}),'*')},300))</script>"""
+FRAME = """<body style="margin:0"><iframe src="page.html" style="width:%dpx;height:900px;border:0">
+</iframe><script>onmessage=e=>{const p=document.createElement('pre');p.id='found';
+p.textContent=e.data;document.body.append(p)}</script>"""
+
+
+def look(folder: Path, text: str, width: int, dark: bool) -> dict:
+    """Open a page in a frame of `width` pixels, and return what it says of itself."""
+    text = text.replace("<head>", f"<head>{SEEN}", 1).replace("</body>", f"{PROBE}</body>")
+    (folder / "page.html").write_text(text)
+    (folder / "frame.html").write_text(FRAME % width)
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-quic", "--disable-sync",
+            f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+            "--virtual-time-budget=8000", "--dump-dom", f"file://{folder / 'frame.html'}",
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "HOME": str(folder)},
+    )  # fmt: skip
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def report(folder: Path, name: str, **changed: object) -> summary.Report:
+    flags = {"--pipeline-model-parallel-size": 2, "--expert-model-parallel-size": 8}
+    log = steady_log(21.0, 60) + "".join(
+        MEMORY.format(rank, after, 60_000 + after) for rank in (0, 8) for after in (1, 2, 30)
+    )
+    return summary.report(subject.read(make(folder / name, log, {**flags, **changed})))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_in_a_browser(tmp_path: Path, width: int, dark: bool, runs: int):
+    pytest.importorskip("plotly")
+    reports = [report(tmp_path, f"a-run-with-a-rather-long-name-{n}") for n in range(runs)]
+    seen = look(tmp_path, page.html(reports), width, dark)
+    assert seen["errors"] == []
+    assert seen["requests"] == []
+    assert seen["width"] == width
+    assert seen["overflow"] <= 0
+    assert seen["wide"] == 0
+    # Step time, throughput, TFLOPS, losses, gradient norm, memory; stages and schedule of each.
+    assert seen["plots"] == [True] * (6 + 2 * runs)
+    ink = "rgb(230, 233, 238)" if dark else "rgb(29, 36, 48)"
+    assert (seen["ink"], seen["tick"]) == (ink, ink)
+
+
+def test_nothing_in_the_page_comes_from_elsewhere(tmp_path: Path):
+    pytest.importorskip("plotly")
+    text = page.html([report(tmp_path, "run</script><b>")] if False else [report(tmp_path, "run")])
+    outside = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=.https?:", outside)
+    assert "pipeline bubble" in text
+
+
+def test_names_cannot_become_markup(tmp_path: Path):
+    pytest.importorskip("plotly")
+    made = report(tmp_path, "<img src=x onerror=alert(1)>")
+    text = page.html([made])
+    assert "<img src=x" not in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "virtual", "micro_batches"), [(1, 1, 3), (4, 1, 8), (4, 1, 2), (2, 2, 4), (4, 3, 8)]
+)
+def test_the_schedule(stages: int, virtual: int, micro_batches: int):
+    """Every pass once; the idle share is the published formula's."""
+    passes = schedule.passes(stages, virtual, micro_batches)
+    assert len({(p.stage, p.chunk, p.micro_batch, p.backward) for p in passes}) == len(passes)
+    assert len(passes) == 2 * stages * virtual * micro_batches
+    for stage in range(stages):
+        own = sorted((p for p in passes if p.stage == stage), key=lambda p: p.start)
+        assert all(a.start + a.length <= b.start for a, b in zip(own, own[1:]))
+    end = max(p.start + p.length for p in passes)
+    ideal = 3 * virtual * micro_batches
+    if micro_batches >= stages:
+        assert end == pytest.approx(ideal + 3 * (stages - 1))
+
+
+def test_a_profile(tmp_path: Path):
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 0, "dur": 600},
+        {"ph": "X", "cat": "kernel", "name": "ncclDevKernel_AllGather", "ts": 500, "dur": 300},
+        {"ph": "X", "cat": "kernel", "name": "gemm", "ts": 900, "dur": 100},
+        {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 5000},
+    ]
+    path = tmp_path / "rank0.pt.trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    assert trace.find(tmp_path) == [path]
+    found = trace.read(path)
+    assert found.kernels[0] == ("gemm", pytest.approx(700e-6), 2)
+    assert (found.span, found.communication) == (pytest.approx(1e-3), pytest.approx(300e-6))
+    assert found.exposed == pytest.approx(200e-6)
+    assert "exposed 20.0%" in trace.lines(found)[0]
