@@ -238,7 +238,7 @@ def text(made: Report) -> str:
     width = max(len(name) for name, _ in table)
     lines = [f"{name:{width}}  {words}" for name, words in table]
     for place, one in enumerate(made.findings[:SHOWN], 1):
-        head = "why not faster" if place == 1 else ""
+        head = "reasons" if place == 1 else ""
         lines.append(f"{head:{width}}  {place}. {one.what} ({one.gain}): {one.evidence}")
         lines.append(f"{'':{width}}     {one.source}")
     return "\n".join(lines)
