@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 from launcher import ROOT
-from launcher.errors import UsageError
 from launcher.report import page, subject, summary, trace
 
 
@@ -30,7 +29,7 @@ def write(run: Path, python: Path) -> list[str]:
             (run / "report.html").write_text(page.html([made]), encoding="utf-8")
         elif not _drawn_by(python, run):
             lines.append("  note: report.html is drawn by Plotly, which is not installed here")
-    except (UsageError, ValueError, ArithmeticError, LookupError, OSError) as error:
+    except Exception as error:
         return [f"warning: no report: {error}"]
     return lines
 

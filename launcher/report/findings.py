@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launcher.plan import memory, parameters, stages
+from launcher.config.gpus import GPUS
+from launcher.plan import memory, parameters
 from launcher.plan.shape import Shape
 from launcher.report import effects, hardware_flops, peaks
 from launcher.report.metrics import Metrics
@@ -68,7 +69,7 @@ def _bubble(shape: Shape) -> Iterator[Finding]:
     parallel, training = shape.parallel, shape.training
     if parallel.pipeline < 2:
         return
-    virtual = stages.virtual_stages(shape)
+    virtual = parallel.virtual
     micro_batches = training.global_batch / (training.micro_batch * parallel.data)
     idle = (parallel.pipeline - 1) / (virtual * micro_batches)
     yield Finding(
@@ -155,7 +156,7 @@ def _imbalance(subject: Subject) -> str:
     return f"load balancing loss is {losses[0]:.3f} (1 is even)" if losses else ""
 
 
-def exchange(shape: Shape, gpu: str, tasks: int, deduplicated: bool) -> float:
+def exchange(shape: Shape, gpu: str, domain: int, deduplicated: bool) -> float:
     """Return the seconds of a step that a rank's tokens are under way to experts and back.
 
     Each MoE layer sends every routed copy there and back, forward and backward, and once more
@@ -166,7 +167,7 @@ def exchange(shape: Shape, gpu: str, tasks: int, deduplicated: bool) -> float:
     span = parallel.expert * parallel.expert_tensor
     if experts is None or span < 2 or gpu not in peaks.NVLINK:
         return 0.0
-    domain = min(span, peaks.NVLINK_DOMAIN.get(gpu, tasks))
+    domain = min(span, domain)
     nodes = max(1, span // domain)
     micro_batches = training.global_batch / (training.micro_batch * parallel.data)
     tokens = training.micro_batch * training.sequence / parallel.context / parallel.tensor
@@ -189,21 +190,22 @@ def exchange(shape: Shape, gpu: str, tasks: int, deduplicated: bool) -> float:
 
 def _experts_communication(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
     span = shape.parallel.expert * shape.parallel.expert_tensor
-    if span < 2:
+    experts = shape.model.experts
+    if span < 2 or experts is None:
         return
-    tasks = _tasks(subject)
+    domain = _domain(subject)
     gpu = subject.gpu or ""
     plain = shape.training.dispatcher in ("alltoall", "allgather")
-    now = exchange(shape, gpu, tasks, deduplicated=not plain)
+    now = exchange(shape, gpu, domain, deduplicated=not plain)
     step = metrics.seconds
     share = min(0.5, now / step) if step and now else 0.0
     if plain:
-        fused = exchange(shape, gpu, tasks, deduplicated=True)
+        fused = exchange(shape, gpu, domain, deduplicated=True)
         spared = min(0.5, (now - fused) / step) if step and now else 0.0
         effect = effects.DISPATCHER
         yield Finding(
             f"{shape.training.dispatcher} dispatcher",
-            f"EP{shape.parallel.expert} sends every token {shape.model.experts.top_k} times"
+            f"EP{shape.parallel.expert} sends every token {experts.top_k} times"
             + (f"; {spared:.0%} of the step by arithmetic" if spared > 0.005 else "")
             + "; DISPATCHER=deepep or hybridep sends a token once a node and fuses the permutation",
             effect.low,
@@ -228,7 +230,7 @@ def _tensor_communication(subject: Subject, shape: Shape, metrics: Metrics) -> I
     parallel, training, gpu = shape.parallel, shape.training, subject.gpu or ""
     if parallel.tensor < 2 or not metrics.seconds or gpu not in peaks.NVLINK:
         return
-    within = parallel.tensor <= peaks.NVLINK_DOMAIN.get(gpu, _tasks(subject))
+    within = parallel.tensor <= _domain(subject)
     bandwidth = peaks.NVLINK[gpu] if within else peaks.NETWORK[gpu]
     micro_batches = training.global_batch / (training.micro_batch * parallel.data)
     tokens = training.micro_batch * training.sequence / parallel.context
@@ -368,4 +370,11 @@ def _tasks(subject: Subject) -> int:
     tasks = subject.plan.get("tasks_per_node")
     if isinstance(tasks, int):
         return tasks
-    return 4 if subject.gpu in ("GB200", "GB300") else 8
+    known = GPUS.get(subject.gpu or "")
+    return known.tasks_per_node if known else 8
+
+
+def _domain(subject: Subject) -> int:
+    """Return the GPUs that NVLink connects."""
+    known = GPUS.get(subject.gpu or "")
+    return known.nvlink_domain if known and known.nvlink_domain > 8 else _tasks(subject)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 from launcher.report import lines
 
@@ -12,7 +14,8 @@ TRACEBACK = b"Traceback (most recent call last)"
 SHOWN = 30  # lines
 TAIL = 20  # lines, where there is no traceback
 SPAN = 1 << 17  # bytes of one traceback, other tasks' lines between its own
-SOURCES = 1 << 14  # tasks whose tracebacks are told apart
+EACH = 16  # tracebacks of a task
+SOURCES = 1 << 12  # tasks whose tracebacks are told apart
 # What a task says when another one has failed first.
 _CONSEQUENCE = re.compile(
     r"ChildFailedError|DistBackendError|DistNetworkError|DistStoreError|RendezvousClosed"
@@ -32,19 +35,23 @@ def last_words(path: Path) -> str:
     if not path.exists():
         return f"there is no log {path}: the job did not start"
     with path.open("rb") as file:
-        found = [_block(file, place) for place in _places(file)]
-        alone = [block for block in found if block and not _consequence(block)]
-        if alone or any(found):
-            block = (alone or [block for block in found if block])[0]
-            return "\n".join(_shortened(block))
+        places = _places(file)
+        lasts = [_block(file, each[-1]) for each in sorted(places.values(), key=max)]
+        first = next((block for block in lasts if not _consequence(block)), None)
+        if first is None:
+            # Ranks without labels: torchrun's own traceback comes behind theirs.
+            earlier = (_block(file, place) for place in reversed(places.get("", [])))
+            first = next((block for block in earlier if not _consequence(block)), None)
+        if first or lasts:
+            return "\n".join(_shortened(first or lasts[0]))
         file.seek(max(0, file.seek(0, 2) - SPAN))
         end = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines.plain(line)[:2000] for line in end[-TAIL:])
 
 
-def _places(file) -> list[int]:
-    """Return where each task's last traceback begins, in order."""
-    places: dict[str, int] = {}
+def _places(file: BinaryIO) -> dict[str, deque[int]]:
+    """Return where each task's last tracebacks begin."""
+    places: dict[str, deque[int]] = {}
     offset, rest = 0, b""
     while block := file.read(BLOCK):
         text = rest + block
@@ -59,14 +66,15 @@ def _places(file) -> list[int]:
             source = lines.label(line)
             known = source in places
             if not ignored and not (chained and known) and (known or len(places) < SOURCES):
-                places[source] = offset - len(rest) + start
+                own = places.setdefault(source, deque(maxlen=EACH))
+                own.append(offset - len(rest) + start)
             place = text.find(TRACEBACK, place + len(TRACEBACK))
         offset += len(block)
         rest = text[-1000:] if len(text) > 1000 else text
-    return sorted(places.values())
+    return places
 
 
-def _block(file, place: int) -> list[str]:
+def _block(file: BinaryIO, place: int) -> list[str]:
     """Return the traceback that begins at `place`: its task's lines up to the exception's."""
     file.seek(place)
     text = file.read(SPAN).decode(errors="replace").splitlines()
@@ -74,7 +82,7 @@ def _block(file, place: int) -> list[str]:
         return []
     source = lines.label(lines.plain(text[0]))
     block: list[str] = []
-    inside, ended = False, False
+    inside, ended, chained = False, False, False
     for raw in text:
         line = lines.plain(raw)[:2000]
         if lines.label(line) != source:
@@ -82,8 +90,12 @@ def _block(file, place: int) -> list[str]:
         line = lines.unlabelled(line, source)
         bare = line.lstrip() if not source else line.strip(" ")
         if "Traceback (most recent call last)" in line:
-            inside, ended = True, False
-        elif ended and not any(word in line for word in _CHAINED) and bare:
+            if ended and not chained:
+                break
+            inside, ended, chained = True, False, False
+        elif ended and any(word in line for word in _CHAINED):
+            chained = True
+        elif ended and bare:
             break
         elif inside and bare and not line.lstrip("\t").startswith(("  ", " File")):
             # The exception's line, and what of its message follows.

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from launcher.config.gpus import GPUS
 from launcher.plan import flops, memory
-from launcher.report import hardware_flops, peaks, steady
-from launcher.report.lines import Iteration
+from launcher.report import goodput, hardware_flops, peaks, steady
 from launcher.report.steady import Window
 from launcher.report.subject import Subject
 
-PAUSE = 0.5  # seconds between two iterations that are more than rounding
 AGREE = 0.02  # share within which two FLOP counts are the same
 
 
@@ -72,7 +71,9 @@ class Metrics:
     @property
     def tokens_left(self) -> float | None:
         """Tokens to the last iteration."""
-        return self.tokens_a_step * self.iterations_left if self.tokens_a_step else None
+        if self.tokens_a_step is None or self.iterations_left is None:
+            return None
+        return self.tokens_a_step * self.iterations_left
 
     tokens_a_step: float | None = None
 
@@ -109,6 +110,7 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
         memory.ranks(made, subject.stages) if made and subject.stages and not subject.smoke else ()
     )
     peak = max((one.peak for one in log.peaks.values()), default=None) or None
+    gpu = GPUS.get(subject.gpu or "")
     again = hardware_flops.recomputed(made) if made and tokens else 0.0
     return Metrics(
         window=window,
@@ -126,11 +128,9 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
         peak_tflops=peaks.peak(subject.gpu, precision) if precision else None,
         memory=peak,
         planned_memory=memory.worst(planned).total if planned else None,
-        gpu_memory=memory.GPU_GIB[subject.gpu] * memory.GIB
-        if subject.gpu in memory.GPU_GIB
-        else None,
+        gpu_memory=gpu.memory * memory.GIB if gpu else None,
         memory_by_stage=_by_stage(subject, planned),
-        lost=_lost(subject, window, seconds),
+        lost=goodput.lost(log, window, seconds),
         wall=log.latest - log.first if log.latest is not None and log.first is not None else None,
         iterations_left=max(0, log.newest.total - log.newest.number) if log.newest else None,
         hardware_tflops=tflops + tokens * again / 1e12 if tflops and tokens else None,
@@ -199,54 +199,3 @@ def _by_stage(
         stage = rank // held
         measured[stage] = max(one.peak, measured.get(stage, 0.0))
     return tuple((measured.get(place) or None, rank.total) for place, rank in enumerate(planned))
-
-
-def _lost(subject: Subject, window: Window, seconds: float | None) -> dict[str, float]:
-    """Return the seconds that did not go into steps of the steady speed, by cause.
-
-    Megatron stops the iteration's clock while it evaluates or saves, so these show as time between
-    two lines that no iteration took.
-    """
-    log = subject.log
-    known = [one for one in log.iterations if one.at is not None and one.seconds is not None]
-    if not known or seconds is None:
-        return {}
-    lost: Counter[str] = Counter()
-    excluded = {id(log.iterations[place]): why for place, why in window.excluded.items()}
-    reached: dict[int, int] = {}  # life → its first iteration
-    for one in known:
-        reached.setdefault(one.life, one.number)
-    later = {
-        life: min(n for at, n in reached.items() if at > life)
-        for life in reached
-        if any(at > life for at in reached)
-    }
-    before: Iteration | None = None
-    for one in known:
-        steps = log.stride
-        if before is None or before.life != one.life:
-            began = log.starts.get(one.life)
-            if before is not None and began is not None and before.at is not None:
-                lost["restarts"] += max(0.0, began - before.at)
-            if began is None and before is not None:
-                began = before.at
-            if began is not None:
-                lost["start-up"] += max(0.0, one.at - one.seconds - began)
-            steps = 1
-        else:
-            steps = max(1, one.number - before.number)
-            pause = one.at - before.at - one.seconds * steps
-            if pause > PAUSE and log.stride == 1:
-                cause = "checkpoints" if "checkpoint" in one.after else "evaluation"
-                lost[cause if one.after else "other pauses"] += pause
-        if one.number >= later.get(one.life, one.number + 1):
-            lost["work done again"] += one.seconds * steps
-        elif one.seconds > seconds:
-            why = excluded.get(id(one), "")
-            slow = one.seconds > steady.SLOW * seconds
-            if why == "warm-up":
-                lost["warm-up"] += (one.seconds - seconds) * steps
-            elif slow:
-                lost["slow steps"] += (one.seconds - seconds) * steps
-        before = one
-    return {cause: round(time, 3) for cause, time in lost.most_common() if time > 0}

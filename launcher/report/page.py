@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.errors import UsageError
-from launcher.plan import stages
 from launcher.plan.memory import GIB
 from launcher.report import schedule, summary
 from launcher.report.lines import Iteration
@@ -294,7 +293,7 @@ def _schedule(made: Report) -> list[Any]:
     shape = made.subject.shape
     if shape is None or shape.parallel.pipeline < 2:
         return []
-    pipeline, virtual = shape.parallel.pipeline, stages.virtual_stages(shape)
+    pipeline, virtual = shape.parallel.pipeline, shape.parallel.virtual
     micro_batches = shape.training.global_batch // (
         shape.training.micro_batch * shape.parallel.data
     )

@@ -30,7 +30,6 @@ NVLINK: Mapping[str, float] = {
 NETWORK: Mapping[str, float] = {
     "H100": 50e9, "H200": 50e9, "B200": 50e9, "B300": 100e9, "GB200": 50e9, "GB300": 100e9,
 }  # fmt: skip
-NVLINK_DOMAIN: Mapping[str, int] = {"GB200": 72, "GB300": 72}  # others: the 8 GPUs of a node
 
 
 def peak(gpu: str | None, precision: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ def read(path: Path) -> Profile | None:
     ]
     if not spans:
         return None
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for name, _, length in spans:
         seconds[name] += length
@@ -61,9 +61,10 @@ def read(path: Path) -> Profile | None:
     talking = _union((at, at + length) for name, at, length in spans if _communicates(name))
     working = _union((at, at + length) for name, at, length in spans if not _communicates(name))
     both = _length(_union([*talking, *working]))
+    longest = sorted(seconds.items(), key=lambda one: one[1], reverse=True)[:10]
     return Profile(
         path,
-        tuple((name, time / 1e6, calls[name]) for name, time in seconds.most_common(10)),
+        tuple((name, time / 1e6, calls[name]) for name, time in longest),
         sum(seconds.values()) / 1e6,
         _length(talking) / 1e6,
         (both - _length(working)) / 1e6,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from launcher.report import summary
 from launcher.report.summary import Report
@@ -25,18 +26,18 @@ def record(made: Report) -> list[str]:
 def _tensorboard(made: Report, folder: Path) -> str:
     if importlib.util.find_spec("tensorboard") is None:
         return "TensorBoard: not installed here, nothing was added"
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto import event_pb2, summary_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+    events: Any = event_pb2  # classes made at import time, unknown to type checkers
+    summaries: Any = summary_pb2
     numbers = summary.flat(made)
     newest = made.subject.log.newest
-    step = newest.number if newest else 0
-    values = [
-        Summary.Value(tag=f"report/{name}", simple_value=one) for name, one in numbers.items()
-    ]
+    value = summaries.Summary.Value
+    values = [value(tag=f"report/{name}", simple_value=one) for name, one in numbers.items()]
     writer = EventFileWriter(str(folder / "report"))
-    writer.add_event(Event(step=step, summary=Summary(value=values)))
+    step = newest.number if newest else 0
+    writer.add_event(events.Event(step=step, summary=summaries.Summary(value=values)))
     writer.close()
     return f"TensorBoard: {len(numbers)} numbers in {folder / 'report'}"
 
@@ -54,11 +55,10 @@ def _wandb(made: Report, project: str) -> str:
         name=f"{name}-report",
         group=name,
         dir=folder,
-        mode=os.environ.get("WANDB_MODE", "offline"),
+        mode="online" if os.environ.get("WANDB_MODE") == "online" else "offline",
         settings=wandb.Settings(silent=True, console="off"),
     )
     run.summary.update({f"report/{key}": one for key, one in summary.flat(made).items()})
-    if run.dir:
-        place = str(Path(run.dir).parent)
+    place = Path(run.dir).parent
     run.finish()
     return f"W&B: the report's numbers in {place}"

@@ -48,6 +48,13 @@ def test_the_rank_that_failed_first_not_those_it_left_alone(tmp_path: Path):
     assert "ChildFailed" not in words
 
 
+def test_ranks_without_labels_behind_whom_torchrun_speaks(tmp_path: Path):
+    path = tmp_path / "log"
+    child = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+    path.write_text(traceback(OOM) * 3 + traceback(NCCL) + traceback(child))
+    assert last_words(path).splitlines()[-1] == OOM
+
+
 def test_a_long_one_keeps_its_message(tmp_path: Path):
     path = tmp_path / "log"
     path.write_text(traceback(OOM, frames=100))
