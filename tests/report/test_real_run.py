@@ -19,7 +19,7 @@ def test_a_smoke_run_leaves_its_report(tmp_path: Path):
     (run,) = (tmp_path / "runs").iterdir()
     (found,) = json.loads((run / "report.json").read_text())
     assert found["iteration"] == found["iterations"] == found["logged_iterations"]
-    assert found["window"]["excluded"] == {"warm-up": 5}
+    assert set(found["window"]["excluded"]) == {"warm-up"}
     assert found["tokens_per_second_per_gpu"] > 0
     assert 0 < found["goodput"] < 1
     assert "step time" in seen.stderr
