@@ -18,8 +18,16 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from launcher.convert import configuration, hugging_face, job, to_hugging_face, to_megatron, work
-from launcher.convert.job import Job
+from launcher.convert import (
+    configuration,
+    description,
+    hugging_face,
+    manifest,
+    resumable,
+    to_hugging_face,
+    to_megatron,
+)
+from launcher.convert.description import Description
 from launcher.convert.tables import TABLES, Table
 from launcher.errors import UsageError, did_you_mean
 
@@ -30,7 +38,7 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one conversion; a UsageError is one line on stderr and status 1."""
     try:
         if len(words) > 1 and words[-2] == "--verify":
-            count = work.verify(Path(words[-1]), _workers(environ))
+            count = manifest.verify(Path(words[-1]), _workers(environ))
             print(f"{count} files are as they were written")
             return 0
         if not words or words[0] not in TABLES:
@@ -69,7 +77,7 @@ def _to_megatron(
     mtp = _published_mtp(table, read.tensors, layers)
     words, left_out = _with_mtp(table, words, environ, mtp, layers)
     configuration.check_kind(read.config, table)
-    described = job.from_launcher(words, environ)
+    described = description.from_launcher(words, environ)
     configuration.check(read.config, table, described.shape.model, described.arguments)
     for note in configuration.notes(read.config, described.shape.model):
         print(f"note: {note}", file=sys.stderr)
@@ -92,7 +100,7 @@ def _to_megatron(
         f"{len(units)} files",
         file=sys.stderr,
     )
-    work.run(target, plan, units, finish, _workers(environ))
+    resumable.write_all(target, plan, units, finish, _workers(environ))
     return sum(unit.size for unit in units)
 
 
@@ -155,7 +163,7 @@ def _to_hugging_face(
     said = config.get("num_nextn_predict_layers")
     mtp = said if not weights and isinstance(said, int) else _published_mtp(table, names, layers)
     words, _ = _with_mtp(table, words, environ, mtp, layers)
-    described = job.from_launcher(words, environ)
+    described = description.from_launcher(words, environ)
     configuration.check(config, table, described.shape.model, described.arguments)
     reader = to_hugging_face.open_checkpoint(source, described)
     tensors = to_hugging_face.published(described, table, config, like)
@@ -170,11 +178,11 @@ def _to_hugging_face(
     }
     finish = partial(to_hugging_face.finish, like, config, tensors)
     print(f"{len(tensors)} tensors, {len(units)} files", file=sys.stderr)
-    work.run(target, plan, units, finish, _workers(environ))
+    resumable.write_all(target, plan, units, finish, _workers(environ))
     return sum(unit.size for unit in units)
 
 
-def _plan(table: Table, environ: Mapping[str, str], described: Job, form: str) -> dict:
+def _plan(table: Table, environ: Mapping[str, str], described: Description, form: str) -> dict:
     """Return all that decides what is written, but the source."""
     parallel = asdict(described.shape.parallel)
     del parallel["world"], parallel["context"], parallel["sequence"]

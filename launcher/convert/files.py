@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ Progress = Callable[[int], None]  # told how many more bytes are done
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
-def read(path: Path, begin: int, size: int) -> torch.Tensor:
+def read_bytes(path: Path, begin: int, size: int) -> torch.Tensor:
     """Return `size` bytes of a file, those from `begin` on: uint8 [size].
 
     Raises UsageError where the file is shorter.
@@ -58,7 +58,7 @@ def digest(path: Path, progress: Progress = lambda count: None) -> str:
     found, size = hashlib.sha256(), path.stat().st_size
 
     def part(begin: int) -> torch.Tensor:
-        return read(path, begin, min(BUFFER, size - begin))
+        return read_bytes(path, begin, min(BUFFER, size - begin))
 
     for piece in ahead(part, range(0, size, BUFFER)):
         found.update(piece.numpy())
@@ -221,3 +221,28 @@ def _allowed(file: io.FileIO, transfer: Callable[..., int], *arguments: Any) -> 
             raise
         fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return transfer(*arguments)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say in one line what the file system refused."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = f"the disk is full ({os.strerror(error.errno)})"
+        else:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(
+            f"cannot write {path}: {reason}; what is finished is kept, run again to go on"
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is either there in full or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(part, path)

@@ -160,7 +160,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 def _read(tensor: Tensor) -> torch.Tensor:
     dtype = DTYPES[tensor.dtype]
-    data = files.read(tensor.path, tensor.begin, tensor.size)
+    data = files.read_bytes(tensor.path, tensor.begin, tensor.size)
     if data.storage_offset() % dtype.itemsize:
         data = data.clone()
     return data.view(dtype).reshape(tensor.shape)

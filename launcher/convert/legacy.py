@@ -18,7 +18,7 @@ import torch
 from launcher.config.arguments import integer
 from launcher.convert import names, parameters, pickles
 from launcher.convert.audit import stop
-from launcher.convert.job import Job
+from launcher.convert.description import Description
 from launcher.convert.names import Naming
 from launcher.convert.parameters import Parameter
 from launcher.errors import UsageError
@@ -47,7 +47,7 @@ class Held:
     name: str
 
 
-def ranks(job: Job) -> list[Rank]:
+def ranks(job: Description) -> list[Rank]:
     """Return a rank a file. Raises UsageError where the layout cannot hold the parallelism."""
     files: dict[tuple[int, int], int] = {}
     for tensor, expert, expert_tensor in job.tensor_expert:
@@ -64,7 +64,7 @@ def ranks(job: Job) -> list[Rank]:
     ]
 
 
-def path(job: Job, rank: Rank) -> str:
+def path(job: Description, rank: Rank) -> str:
     """Return where a rank's file is, below the iteration's folder."""
     parallel = job.shape.parallel
     folder = f"mp_rank_{rank.tensor:02d}"
@@ -73,20 +73,20 @@ def path(job: Job, rank: Rank) -> str:
     return f"{folder}/{FILE}"
 
 
-def keys(job: Job, rank: Rank) -> list[str]:
+def keys(job: Description, rank: Rank) -> list[str]:
     """Return what a rank's file calls its models, one a virtual stage."""
     count = len(job.stages[rank.pipeline].chunks)
     return ["model"] if count == 1 else [f"model{number}" for number in range(count)]
 
 
-def held(job: Job, rank: Rank) -> Iterator[Held]:
+def held(job: Description, rank: Rank) -> Iterator[Held]:
     """Return the parameters of a rank's file, in the model's order."""
     for key, chunk in zip(keys(job, rank), job.stages[rank.pipeline].chunks):
         for name, parameter in _chunk(job, chunk, rank):
             yield Held(parameter, key, name)
 
 
-def _chunk(job: Job, chunk: Chunk, rank: Rank) -> Iterator[tuple[str, str]]:
+def _chunk(job: Description, chunk: Chunk, rank: Rank) -> Iterator[tuple[str, str]]:
     model = job.shape.model
     if chunk.embedding or chunk.embedding_copy:
         yield parameters.EMBEDDING, parameters.EMBEDDING
@@ -107,7 +107,7 @@ def _chunk(job: Job, chunk: Chunk, rank: Rank) -> Iterator[tuple[str, str]]:
         yield parameters.OUTPUT, parameters.EMBEDDING
 
 
-def _layer(job: Job, layer: Layer, start: str, rank: Rank) -> Iterator[tuple[str, str]]:
+def _layer(job: Description, layer: Layer, start: str, rank: Rank) -> Iterator[tuple[str, str]]:
     model, whole = job.shape.model, parameters.prefix(layer)
     share = model.experts.count // job.shape.parallel.expert if model.experts else 0
     kind = replace(layer, number=0)
@@ -129,7 +129,7 @@ def _names(
 
 
 def shard(
-    sections: Sequence[torch.Tensor], parameter: Parameter, job: Job, rank: Rank
+    sections: Sequence[torch.Tensor], parameter: Parameter, job: Description, rank: Rank
 ) -> list[torch.Tensor]:
     """Return a rank's part of a parameter, given by its sections, likewise."""
     if parameter.axis is None:
@@ -139,7 +139,7 @@ def shard(
     return [section.chunk(count, parameter.axis)[number] for section in sections]
 
 
-def _split(parameter: Parameter, job: Job) -> int:
+def _split(parameter: Parameter, job: Description) -> int:
     """Return how many ranks a parameter is split over, if it is."""
     parallel = job.shape.parallel
     return parallel.expert_tensor if parameter.expert else parallel.tensor
@@ -156,13 +156,13 @@ def join(shards: list[torch.Tensor], parameter: Parameter) -> torch.Tensor:
     return torch.cat([part for section in zip(*parts) for part in section])
 
 
-def state(job: Job, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def state(job: Description, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what a file contains: the models, the extra states that belong to them, and more."""
     filled = {key: _with_extra_states(job, found) for key, found in models.items()}
     return {"args": arguments(job), "checkpoint_version": 3.0, "iteration": 0, **filled}
 
 
-def arguments(job: Job) -> argparse.Namespace:
+def arguments(job: Description) -> argparse.Namespace:
     """Return what Megatron compares with a job's own arguments (check_checkpoint_args)."""
     model, parallel = job.shape.model, job.shape.parallel
     return argparse.Namespace(
@@ -182,7 +182,7 @@ def arguments(job: Job) -> argparse.Namespace:
     )
 
 
-def _with_extra_states(job: Job, found: Mapping[str, Any]) -> OrderedDict[str, Any]:
+def _with_extra_states(job: Description, found: Mapping[str, Any]) -> OrderedDict[str, Any]:
     filled: OrderedDict[str, Any] = OrderedDict()
     for name, tensor in found.items():
         filled[name] = tensor
@@ -197,7 +197,7 @@ def _with_extra_states(job: Job, found: Mapping[str, Any]) -> OrderedDict[str, A
 class Reader:
     """The parameters of a legacy checkpoint, each put together from the ranks' files."""
 
-    def __init__(self, folder: Path, job: Job):
+    def __init__(self, folder: Path, job: Description):
         self._folder, self._job = folder, job
         self._places: dict[str, list[tuple[Rank, Held]]] = {}
         for rank in ranks(job):
@@ -260,7 +260,7 @@ class Reader:
             raise UsageError(f"{file} cannot be read: {reason}") from None
 
 
-def local_shape(parameter: Parameter, job: Job) -> tuple[int, ...]:
+def local_shape(parameter: Parameter, job: Description) -> tuple[int, ...]:
     """Return the shape of a rank's part."""
     count = _split(parameter, job)
     return tuple(

@@ -30,7 +30,7 @@ class Naming:
     mtp_layer: str  # what the model calls the transformer layer of MTP
 
 
-def read(arguments: Arguments, release: str) -> Naming:
+def naming(arguments: Arguments, release: str) -> Naming:
     """Take it from the job's arguments and the Megatron-Core release they are written for."""
     frequencies = ("--moe-layer-freq", "--linear-attention-freq")
     return Naming(

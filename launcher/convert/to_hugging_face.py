@@ -14,10 +14,10 @@ from typing import Union
 
 import torch
 
-from launcher.convert import audit, hugging_face, legacy, tables, torch_dist, work
+from launcher.convert import audit, hugging_face, legacy, manifest, resumable, tables, torch_dist
 from launcher.convert.audit import Filled
+from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead
-from launcher.convert.job import Job
 from launcher.convert.tables import Table
 from launcher.convert.to_megatron import TRACKER, vocabulary
 from launcher.errors import UsageError
@@ -44,7 +44,7 @@ class Tensor:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def open_checkpoint(source: Path, job: Job) -> Reader:
+def open_checkpoint(source: Path, job: Description) -> Reader:
     """Return a reader of the newest checkpoint in a folder. Raises UsageError where none is."""
     tracker = source / TRACKER
     if not tracker.is_file():
@@ -60,7 +60,9 @@ def open_checkpoint(source: Path, job: Job) -> Reader:
     raise UsageError(f"{folder} has neither metadata.json (torch_dist) nor mp_rank_* (legacy)")
 
 
-def published(job: Job, table: Table, config: Mapping[str, object], like: Path) -> list[Tensor]:
+def published(
+    job: Description, table: Table, config: Mapping[str, object], like: Path
+) -> list[Tensor]:
     """Return every tensor to publish, in the model's order, its dtype that of `like` if there."""
     model = job.shape.model
     filled = audit.pair(table, model, vocabulary(config, model.vocabulary))
@@ -91,7 +93,7 @@ def _dtypes(like: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def units(reader: Reader, tensors: Sequence[Tensor]) -> list[work.Unit]:
+def units(reader: Reader, tensors: Sequence[Tensor]) -> list[resumable.Unit]:
     """Return the files to write: tensors in order, up to 5 GB each."""
     groups: list[list[Tensor]] = []
     size = 0
@@ -102,7 +104,7 @@ def units(reader: Reader, tensors: Sequence[Tensor]) -> list[work.Unit]:
         groups[-1].append(tensor)
         size += tensor.bytes
     return [
-        work.Unit(
+        resumable.Unit(
             _file(number, len(groups)),
             sum(tensor.bytes for tensor in group),
             partial(_write, reader, group),
@@ -141,7 +143,7 @@ def finish(
     """Write the index, the configuration, and the tokenizer's and other small files of `like`."""
     for path in sorted(like.iterdir()):
         weights = path.name.endswith((*WEIGHTS, ".index.json"))
-        if path.is_file() and not weights and path.name not in ("config.json", work.MANIFEST):
+        if path.is_file() and not weights and path.name not in ("config.json", manifest.NAME):
             shutil.copyfile(path, files / path.name)
     # What is written is not quantized any more.
     kept = {key: value for key, value in config.items() if key != "quantization_config"}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from launcher.convert import audit, legacy, tables, torch_dist, work
+from launcher.convert import audit, legacy, resumable, tables, torch_dist
 from launcher.convert.audit import Filled
+from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead, digest
 from launcher.convert.hugging_face import Source
-from launcher.convert.job import Job
 from launcher.convert.tables import Table
 from launcher.convert.transforms import Stack
 from launcher.errors import UsageError
@@ -28,7 +28,7 @@ class Mapped:
     """A published model and the job that is to start from it, matched to the last tensor."""
 
     source: Source
-    job: Job
+    job: Description
     filled: tuple[Filled, ...]
     twins: Mapping[str, str]
 
@@ -38,7 +38,7 @@ class Mapped:
         return {one.parameter.name: one for one in self.filled}
 
 
-def match(source: Source, job: Job, table: Table, left_out: Sequence[str] = ()) -> Mapped:
+def match(source: Source, job: Description, table: Table, left_out: Sequence[str] = ()) -> Mapped:
     """Audit names, shapes and dtypes; `left_out` are patterns of tensors not wanted."""
     model = job.shape.model
     filled = audit.pair(table, model, vocabulary(source.config, model.vocabulary))
@@ -72,12 +72,12 @@ def vocabulary(config: Mapping[str, object], padded: int) -> int:
     return size
 
 
-def bytes_of(one: Filled, job: Job) -> int:
+def bytes_of(one: Filled, job: Description) -> int:
     """Return what a whole parameter takes in the checkpoint."""
     return one.parameter.numel * one.dtype(job.dtype).itemsize
 
 
-def read(mapped: Mapped, wanted: Sequence[Filled]) -> Iterator[list[torch.Tensor]]:
+def read_sections(mapped: Mapped, wanted: Sequence[Filled]) -> Iterator[list[torch.Tensor]]:
     """Return each parameter, unsplit, by its sections; the next ones are read meanwhile."""
     names = [name for one in wanted for name in one.row.sources]
     found = ahead(mapped.source.read, names)
@@ -103,7 +103,7 @@ def _compare_twins(mapped: Mapped, one: Filled, tensors: Sequence[torch.Tensor])
 # torch_dist: a file holds some parameters, whole.
 
 
-def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
+def torch_dist_units(mapped: Mapped) -> list[resumable.Unit]:
     """Return the files to write: parameters in the model's order, about a gigabyte each."""
     groups: list[list[Filled]] = []
     size = 0
@@ -115,7 +115,7 @@ def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
         size += bytes_of(one, mapped.job)
     layers = torch_dist.layers(mapped.job)
     return [
-        work.Unit(
+        resumable.Unit(
             f"{FOLDER}/__{number}_0.distcp",
             sum(bytes_of(one, mapped.job) for one in group),
             partial(_write_group, mapped, layers, group),
@@ -126,7 +126,7 @@ def torch_dist_units(mapped: Mapped) -> list[work.Unit]:
 
 def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: Output):
     written = []
-    for one, sections in zip(group, read(mapped, group)):
+    for one, sections in zip(group, read_sections(mapped, group)):
         where = torch_dist.place(mapped.job, layers, one.parameter)
         written += torch_dist.write(output, one.parameter, where, sections)
     return written
@@ -135,7 +135,7 @@ def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], outpu
 # legacy: a file holds a rank's parts.
 
 
-def legacy_units(mapped: Mapped) -> list[work.Unit]:
+def legacy_units(mapped: Mapped) -> list[resumable.Unit]:
     """Return the files to write: one a rank."""
     local = {
         one.parameter.name: math.prod(legacy.local_shape(one.parameter, mapped.job))
@@ -146,7 +146,7 @@ def legacy_units(mapped: Mapped) -> list[work.Unit]:
     for rank in legacy.ranks(mapped.job):
         size = sum(local[held.parameter] for held in legacy.held(mapped.job, rank))
         file = f"{FOLDER}/{legacy.path(mapped.job, rank)}"
-        units.append(work.Unit(file, size, partial(_write_rank, mapped, rank)))
+        units.append(resumable.Unit(file, size, partial(_write_rank, mapped, rank)))
     return units
 
 
@@ -160,7 +160,7 @@ def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> None:
         models[place.model][place.name] = torch.empty(shape, dtype=dtype)
     pieces = (
         piece
-        for one, sections in zip(filled, read(mapped, filled))
+        for one, sections in zip(filled, read_sections(mapped, filled))
         for piece in legacy.shard(sections, one.parameter, job, rank)
     )
     output.save(legacy.state(job, models), pieces)

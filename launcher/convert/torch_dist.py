@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from launcher.convert import files, hugging_face, legacy, names, parameters, pickles
 from launcher.convert.audit import stop
+from launcher.convert.description import Description
 from launcher.convert.files import Output
-from launcher.convert.job import Job
 from launcher.convert.names import Place
 from launcher.convert.parameters import Parameter
 from launcher.errors import UsageError
@@ -41,7 +41,7 @@ from launcher.plan.stages import Layer, mtp_layer
 FILE_BYTES = 1 << 30  # of tensors in a file, unless one tensor is larger
 
 
-def layers(job: Job) -> dict[str, Layer]:
+def layers(job: Description) -> dict[str, Layer]:
     """Return every layer by what its parameters' names start with."""
     model = job.shape.model
     found = [Layer(n, model.moe[n], model.linear[n], False) for n in range(model.layers)]
@@ -49,7 +49,7 @@ def layers(job: Job) -> dict[str, Layer]:
     return {parameters.prefix(layer): layer for layer in found}
 
 
-def place(job: Job, by_prefix: Mapping[str, Layer], parameter: Parameter) -> Place:
+def place(job: Description, by_prefix: Mapping[str, Layer], parameter: Parameter) -> Place:
     """Return where a parameter lies."""
     words = parameter.name.split(".")
     start = ".".join(words[: 4 if words[0] == "mtp" else 3]) + "."
@@ -102,7 +102,7 @@ def write(
     return written
 
 
-def finish(folder: Path, job: Job, records: Mapping[str, dict]) -> None:
+def finish(folder: Path, job: Description, records: Mapping[str, dict]) -> None:
     """Write everything that is no tensor; `records` are those of the tensors' files, by name."""
     tensors: dict[str, TensorStorageMetadata] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
@@ -138,7 +138,7 @@ def integrity(folder: Path, digests: Mapping[str, str]) -> None:
     (folder / "integrity.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def common(job: Job) -> dict[str, Any]:
+def common(job: Description) -> dict[str, Any]:
     """Return the part of the checkpoint that is no tensor."""
     return {
         "args": legacy.arguments(job),
@@ -148,7 +148,7 @@ def common(job: Job) -> dict[str, Any]:
     }
 
 
-def extra_states(job: Job) -> list[str]:
+def extra_states(job: Description) -> list[str]:
     """Return the keys of all extra states that a model asks for when it loads."""
     model, by_prefix = job.shape.model, layers(job)
     keys: dict[str, None] = {}
@@ -178,7 +178,7 @@ _OPTIMIZER = ("optimizer.", "chained_")  # a training job's states: they are not
 class Reader:
     """The parameters of a torch_dist checkpoint, whatever parallelism it was saved with."""
 
-    def __init__(self, folder: Path, job: Job):
+    def __init__(self, folder: Path, job: Description):
         self._folder, self._job, self._layers = folder, job, layers(job)
         path = folder / ".metadata"
         if not path.is_file():
@@ -256,7 +256,7 @@ class Reader:
 
     def _load(self, key: str, offset: tuple[int, ...]) -> torch.Tensor:
         info = self._storage[key, offset]
-        data = files.read(self._folder / info.relative_path, info.offset, info.length)
+        data = files.read_bytes(self._folder / info.relative_path, info.offset, info.length)
         return torch.load(io.BytesIO(data.numpy()), map_location="cpu", weights_only=True)
 
 

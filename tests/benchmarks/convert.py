@@ -56,12 +56,12 @@ def publish(folder: Path, size: float) -> Path:
     """Write a model of `size` GB as Hugging Face would, in files of 2 GB; return its YAML."""
     import torch
 
-    from launcher.convert import audit, hugging_face, job, tables
+    from launcher.convert import audit, description, hugging_face, tables
 
     layers = max(2, round(size * 1e9 / LAYER) // 2 * 2)
     model = folder / "synthetic.yaml"
     model.write_text(MODEL.format(root=ROOT, layers=layers))
-    described = job.from_launcher([], environment(model))
+    described = description.from_launcher([], environment(model))
     table = tables.TABLES["qwen3-moe"]
     shapes = audit.sources(audit.pair(table, described.shape.model, 151936), {})
     source = folder / "source"

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 
-from launcher.convert import configuration, job
+from launcher.convert import configuration, description
 from launcher.convert.tables import TABLES
 from launcher.errors import UsageError
 
@@ -88,12 +88,12 @@ NOTED = {"DeepSeek-V2": "ranks a group by its best expert", "Kimi-K2": "beta_fas
 
 
 @cache
-def described(model: str) -> job.Job:
+def described(model: str) -> description.Description:
     """The job that a model's defaults describe."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     release = "0.18" if model == "DeepSeek-V2-Lite" else "0.19"
     environ = {**kept, "MODEL": model, "OUTPUT_PATH": "/output", "MCORE_RELEASE_VERSION": release}
-    return job.from_launcher([], environ)
+    return description.from_launcher([], environ)
 
 
 def check(model: str, **changes: object) -> None:

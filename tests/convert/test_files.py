@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         begin = chance.randrange(len(whole))
         spans.append((begin, chance.randrange(len(whole) - begin + 1)))
     for begin, size in spans:
-        read = files.read(tmp_path / "file", begin, size)
+        read = files.read_bytes(tmp_path / "file", begin, size)
         assert read.numpy().tobytes() == whole[begin : begin + size], (begin, size)
 
 
@@ -88,7 +88,7 @@ def test_a_file_that_ends_early(tmp_path: Path) -> None:
     path.write_bytes(bytes(files.SMALL + 10))
     for size in (files.SMALL, files.SMALL + 1, 8 * files.SMALL):
         with pytest.raises(UsageError, match="short: cut short while it was read"):
-            files.read(path, 11, size)
+            files.read_bytes(path, 11, size)
 
 
 def test_what_the_disk_refuses_behind_the_writers_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.convert import audit, job, legacy, parameters, tables, to_megatron
+from launcher.convert import audit, description, legacy, parameters, tables, to_megatron
 from launcher.convert import torch_dist as dist
 from launcher.convert.hugging_face import SCALE, Source, Tensor
 from launcher.plan.parameters import stages as count_stages
@@ -95,7 +95,7 @@ def matched(recipe: Recipe) -> to_megatron.Mapped:
             del environ[name]
     environ["MODEL"] = recipe.model
     mtp = ("--mtp-num-layers", "1") if recipe.model == "DeepSeek-V3" else ()
-    described = job.from_launcher([*recipe.words, *mtp], environ)
+    described = description.from_launcher([*recipe.words, *mtp], environ)
     return to_megatron.match(source, described, table)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.convert import torch_dist, work
+from launcher.convert import manifest, resumable, torch_dist
 from tests.support.synthetic import FAMILIES, convert, environment, publish
 
 pytestmark = [
@@ -36,7 +36,7 @@ def started(environ: dict[str, str], target: Path) -> int:
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os._exit(convert(FAMILIES["qwen3"], environ))
-    while not work.incomplete(target).exists() and not target.exists():
+    while not resumable.incomplete(target).exists() and not target.exists():
         time.sleep(0.001)
     return child
 
@@ -97,13 +97,13 @@ def test_ended_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(Ended):
             convert(FAMILIES["qwen3"], environ(target))
         last = 0
-        if target.exists() and not work.incomplete(target).exists():
+        if target.exists() and not resumable.incomplete(target).exists():
             assert digests(target) == expected, number
             continue
         assert convert(FAMILIES["qwen3"], environ(target)) == 0, number
         assert digests(target) == expected, number
-        assert not work.incomplete(target).exists(), number
-        assert work.verify(target, workers=1) == len(expected) - 1
+        assert not resumable.incomplete(target).exists(), number
+        assert manifest.verify(target, workers=1) == len(expected) - 1
 
 
 @pytest.mark.parametrize("form", ["torch_dist", "legacy"])
@@ -139,11 +139,11 @@ def test_killed_and_run_again(form: str, published: Path, tmp_path: Path) -> Non
         killed += ended(child) == -signal.SIGKILL
         if target.exists():  # then it is whole
             assert digests(target) == expected, f"seed {seed}, point {point}"
-            if not work.incomplete(target).exists():
+            if not resumable.incomplete(target).exists():
                 continue
-        left.add(len(list(work.incomplete(target).glob("records/*.json"))))
+        left.add(len(list(resumable.incomplete(target).glob("records/*.json"))))
         assert convert(FAMILIES["qwen3"], environ(target)) == 0
         assert digests(target) == expected, f"seed {seed}, point {point}"
-        assert not work.incomplete(target).exists()
+        assert not resumable.incomplete(target).exists()
     assert killed >= POINTS // 2
     assert len(left) > 1, "all were killed at the same point"

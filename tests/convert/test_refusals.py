@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.convert import hugging_face, work
+from launcher.convert import hugging_face, manifest, resumable
 from tests.support.synthetic import FAMILIES, convert, environment, publish, tensors, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -214,7 +214,7 @@ def test_mtp_left_out_on_request(attempt: Attempt) -> None:
 
 def test_disk_too_small(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage(1 << 20, 0, 1 << 20))
+    monkeypatch.setattr(resumable.shutil, "disk_usage", lambda path: usage(1 << 20, 0, 1 << 20))
     assert "has 1.0 MB free, the conversion needs" in attempt.refused()
 
 
@@ -236,7 +236,7 @@ def test_disk_full_half_way(attempt: Attempt) -> None:
         TARGET_CKPT_PATH=attempt.target,
     )
     assert convert(family, environ) == 0
-    assert work.verify(attempt.target, workers=2)
+    assert manifest.verify(attempt.target, workers=2)
 
 
 def test_another_conversion_begun_there(attempt: Attempt) -> None:

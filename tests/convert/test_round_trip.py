@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.convert import work
+from launcher.convert import manifest
 from tests.support.synthetic import FAMILIES, convert, environment, equal, publish, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -60,8 +60,8 @@ def test_there_and_back(name: str, form: str, sizes: dict, words: tuple, tmp_pat
     assert (back / "tokenizer.json").is_file()
     assert "quantization_config" not in json.loads((back / "config.json").read_text())
     assert not list(tmp_path.glob("*.incomplete"))
-    assert work.verify(checkpoint, workers=2)
-    assert work.verify(back, workers=2)
+    assert manifest.verify(checkpoint, workers=2)
+    assert manifest.verify(back, workers=2)
 
 
 def test_legacy_ranks_hold_their_parts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.convert import audit, hugging_face, job, tables
+from launcher.convert import audit, description, hugging_face, tables
 from launcher.convert.__main__ import main
 from tests.support.launching import ROOT
 
@@ -97,7 +97,7 @@ def publish(folder: Path, family: Family, fp8: bool = False, shards: int = 2) ->
     folder.mkdir()
     model = yaml(folder.parent, family)
     mtp = ["--mtp-num-layers", str(family.mtp)] if family.mtp else []
-    described = job.from_launcher(mtp, environment(model, family))
+    described = description.from_launcher(mtp, environment(model, family))
     table = tables.TABLES[family.table]
     filled = audit.pair(table, described.shape.model, 500)
     twins = tables.twins(table, described.shape.model)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Job:
+class Description:
     """A training job, as far as its checkpoint depends on it."""
 
     shape: Shape
@@ -46,7 +46,7 @@ class Job:
         return tuple(sorted({(rank % tp, rank // etp % ep, rank % etp) for rank in period}))
 
 
-def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Job:
+def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Description:
     """Resolve MODEL, TP, PP, … and Megatron arguments as the launcher does. Raises UsageError."""
     launched = subprocess.run(
         ["bash", str(ROOT / "sbatch_benchmarking.sh"), *words],
@@ -60,10 +60,12 @@ def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Job:
         lines = launched.stderr.strip().splitlines() or ["the launcher failed without a word"]
         raise UsageError(lines[-1].removeprefix("error: "))
     found = json.loads(launched.stdout)
-    return read(parse(found["argv"], "the launcher"), found["world_size"], found["release"])
+    return from_arguments(
+        parse(found["argv"], "the launcher"), found["world_size"], found["release"]
+    )
 
 
-def read(arguments: Arguments, world_size: int, release: str) -> Job:
+def from_arguments(arguments: Arguments, world_size: int, release: str) -> Description:
     """Return the job that arguments describe. Raises UsageError where they cannot be split so."""
     try:
         described = shape.read(arguments, world_size)
@@ -71,10 +73,10 @@ def read(arguments: Arguments, world_size: int, release: str) -> Job:
     except ValueError as error:
         raise UsageError(str(error)) from None
     _check(described, arguments, release)
-    return Job(
+    return Description(
         described,
         split,
-        names.read(arguments, release),
+        names.naming(arguments, release),
         torch.bfloat16
         if "--bf16" in arguments
         else torch.float16

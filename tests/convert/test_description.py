@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from launcher.config.arguments import argv
-from launcher.convert import job, legacy
+from launcher.convert import description, legacy
 from launcher.errors import UsageError
 from tests.support.launching import preview
 from tests.support.synthetic import FAMILIES, environment
@@ -16,7 +16,7 @@ from tests.support.synthetic import FAMILIES, environment
 
 def test_arguments_are_the_launchers() -> None:
     environ = environment(Path("DeepSeek-V3"), FAMILIES["deepseek-v3"], TP=2, PP=16, EP=64)
-    described = job.from_launcher(["--mtp-num-layers", "1"], environ)
+    described = description.from_launcher(["--mtp-num-layers", "1"], environ)
     shown = preview(["--mtp-num-layers", "1"], TP="2", PP="16", EP="64", VPP="1").command
     assert argv(described.arguments) == shown[-len(argv(described.arguments)) :]
     assert described.dtype == torch.bfloat16
@@ -25,11 +25,11 @@ def test_arguments_are_the_launchers() -> None:
 
 def test_the_launchers_refusals_are_passed_on() -> None:
     with pytest.raises(UsageError, match="'DeepSeek-V9' is unknown"):
-        job.from_launcher([], environment(Path("DeepSeek-V9"), FAMILIES["deepseek-v3"]))
+        description.from_launcher([], environment(Path("DeepSeek-V9"), FAMILIES["deepseek-v3"]))
     environ = environment(Path("DeepSeek-V3"), FAMILIES["deepseek-v3"])
     slip = ["--expert-tensor-paralel-size", "1"]
     with pytest.raises(UsageError, match=r"no argument of .* mean --expert-tensor-parallel-size"):
-        job.from_launcher(slip, environ)
+        description.from_launcher(slip, environ)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,6 @@ def test_the_launchers_refusals_are_passed_on() -> None:
 def test_ranks_that_occur_together(tp: int, ep: int, etp: int, expected: set) -> None:
     words = ["--expert-tensor-parallel-size", str(etp)]
     environ = environment(Path("Qwen3-30B-A3B"), FAMILIES["qwen3"], TP=tp, EP=ep)
-    described = job.from_launcher(words, environ)
+    described = description.from_launcher(words, environ)
     assert set(described.tensor_expert) == expected
     assert len(legacy.ranks(described)) == len(expected)
