@@ -82,12 +82,6 @@ def _to_megatron(
     for note in configuration.notes(read.config, described.shape.model):
         print(f"note: {note}", file=sys.stderr)
     mapped = to_megatron.match(read, described, table, left_out)
-    if narrowed := to_megatron.narrowed(mapped):
-        print(
-            f"note: rounded to {str(described.dtype).removeprefix('torch.')}: {narrowed[0]}"
-            + (f" and {len(narrowed) - 1} more" if narrowed[1:] else ""),
-            file=sys.stderr,
-        )
     make = to_megatron.torch_dist_units if form == "torch_dist" else to_megatron.legacy_units
     units = make(mapped)
     plan = {

@@ -57,10 +57,10 @@ class Source:
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor; FP8 as bfloat16."""
-        tensor = _read(self.tensors[name])
+        tensor = _load(self.tensors[name])
         if not self.has_scales(name):
             return tensor
-        return dequantize(tensor, _read(self.tensors[name + SCALE]))
+        return dequantize(tensor, _load(self.tensors[name + SCALE]))
 
 
 def dequantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _read(tensor: Tensor) -> torch.Tensor:
+def _load(tensor: Tensor) -> torch.Tensor:
     dtype = DTYPES[tensor.dtype]
     data = files.read_bytes(tensor.path, tensor.begin, tensor.size)
     if data.storage_offset() % dtype.itemsize:

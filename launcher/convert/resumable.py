@@ -30,6 +30,7 @@ from typing import Any
 from launcher.convert import manifest
 from launcher.convert.files import Output, Progress, disk_errors, write_text
 from launcher.convert.processes import gigabytes, run
+from launcher.convert.values import summary
 from launcher.errors import UsageError
 
 
@@ -75,6 +76,8 @@ def write_all(
             print(f"going on: {gigabytes(done)} were already written", file=sys.stderr)
         run(partial(_write, folder), left, lambda unit: unit.size, workers)
         records = {unit.file: _record(folder, unit) for unit in units}
+        for line in summary(records.values()):
+            print(f"note: {line}", file=sys.stderr)
         with disk_errors(folder):
             finish(files, records)
             manifest.write(folder, plan, records)

@@ -20,6 +20,8 @@ from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead
 from launcher.convert.tables import Table
 from launcher.convert.to_megatron import TRACKER, vocabulary
+from launcher.convert.transforms import ZeroCentred
+from launcher.convert.values import Changes, require_finite
 from launcher.errors import UsageError
 
 SHARD_BYTES = 5_000_000_000
@@ -119,18 +121,23 @@ def _file(number: int, count: int) -> str:
     )
 
 
-def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> list[str]:
+def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str, list]:
+    changes = Changes()
     header = hugging_face.header([(one.name, one.dtype, one.shape) for one in group])
     output.write(header)
     runs = [list(run) for _, run in groupby(group, lambda tensor: tensor.one)]
     for run, whole in zip(runs, ahead(reader.read, [run[0].one.parameter for run in runs])):
-        parts = run[0].one.row.how.backward(whole)
+        how, name = run[0].one.row.how, run[0].one.parameter.name
+        require_finite(whole, name)
+        parts = how.backward(whole)
+        if isinstance(how, ZeroCentred):
+            changes.compare(whole, how.forward(parts), name)
         for tensor in run:
-            part = parts[tensor.part].to(tensor.dtype)
+            part = changes.cast(parts[tensor.part], tensor.dtype, tensor.name)
             if tuple(part.shape) != tensor.shape:
                 raise UsageError(f"{tensor.name}: {list(part.shape)}, not {list(tensor.shape)}")
             output.tensor(part)
-    return [tensor.name for tensor in group]
+    return {"names": [tensor.name for tensor in group], "changes": changes.as_json()}
 
 
 def finish(
@@ -153,7 +160,9 @@ def finish(
         index = {
             "metadata": {"total_size": sum(tensor.bytes for tensor in tensors)},
             "weight_map": {
-                name: file for file, record in records.items() for name in record["details"]
+                name: file
+                for file, record in records.items()
+                for name in record["details"]["names"]
             },
         }
         text = json.dumps(index, indent=2) + "\n"

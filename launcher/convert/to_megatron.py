@@ -16,8 +16,10 @@ from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead, digest
 from launcher.convert.hugging_face import Source
 from launcher.convert.tables import Table
-from launcher.convert.transforms import Stack
+from launcher.convert.transforms import Stack, ZeroCentred
+from launcher.convert.values import Changes
 from launcher.errors import UsageError
+from launcher.plan.stages import Layer
 
 FOLDER = "release"  # Megatron: weights to start from, not an iteration to go on from
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -50,17 +52,6 @@ def match(source: Source, job: Description, table: Table, left_out: Sequence[str
     return Mapped(source, job, tuple(filled), present)
 
 
-def narrowed(mapped: Mapped) -> list[str]:
-    """Return the source tensors that the checkpoint holds in fewer bits."""
-    return [
-        name
-        for one in mapped.filled
-        for name in one.row.sources
-        if mapped.source.tensors[name].dtype == "F32"
-        and one.dtype(mapped.job.dtype).itemsize < torch.float32.itemsize
-    ]
-
-
 def vocabulary(config: Mapping[str, object], padded: int) -> int:
     """Return the published number of tokens. Raises UsageError where Megatron has fewer rows."""
     size = config.get("vocab_size")
@@ -77,27 +68,35 @@ def bytes_of(one: Filled, job: Description) -> int:
     return one.parameter.numel * one.dtype(job.dtype).itemsize
 
 
-def read_sections(mapped: Mapped, wanted: Sequence[Filled]) -> Iterator[list[torch.Tensor]]:
-    """Return each parameter, unsplit, by its sections; the next ones are read meanwhile."""
-    names = [name for one in wanted for name in one.row.sources]
-    found = ahead(mapped.source.read, names)
+def read_sections(
+    mapped: Mapped, wanted: Sequence[Filled], changes: Changes
+) -> Iterator[list[torch.Tensor]]:
+    """Return each parameter, unsplit, by its sections; the next ones are read meanwhile.
+
+    What becomes of the values is noted in `changes`.
+    """
+    found = ahead(
+        lambda item: _read_source(mapped, *item, changes),
+        [(one, name) for one in wanted for name in one.row.sources],
+    )
     for one in wanted:
         tensors = [next(found) for _ in one.row.sources]
-        _compare_twins(mapped, one, tensors)
-        if not isinstance(one.row.how, Stack):  # its tensors are the sections
-            whole = one.row.how.forward(tensors)
-            tensors = list(whole.split(one.parameter.sections or len(whole)))
-        yield [tensor.to(one.dtype(mapped.job.dtype)) for tensor in tensors]
+        if isinstance(one.row.how, Stack):  # its tensors are the sections
+            yield tensors
+            continue
+        whole = one.row.how.forward(tensors)
+        if isinstance(one.row.how, ZeroCentred):
+            changes.compare(tensors[0], one.row.how.backward(whole)[0], one.row.sources[0])
+        yield list(whole.split(one.parameter.sections or len(whole)))
 
 
-def _compare_twins(mapped: Mapped, one: Filled, tensors: Sequence[torch.Tensor]) -> None:
-    """Refuse a tensor whose published copy differs. Raises UsageError."""
+def _read_source(mapped: Mapped, one: Filled, name: str, changes: Changes) -> torch.Tensor:
+    """Return a tensor in the checkpoint's dtype. Raises UsageError where its copy differs."""
+    tensor = mapped.source.read(name)
     for twin, other in mapped.twins.items():
-        for name, tensor in zip(one.row.sources, tensors):
-            if other == name and not torch.equal(mapped.source.read(twin), tensor):
-                raise UsageError(
-                    f"{twin} is not equal to {name}, and Megatron has one tensor for both"
-                )
+        if other == name and not torch.equal(mapped.source.read(twin), tensor):
+            raise UsageError(f"{twin} is not equal to {name}, and Megatron has one tensor for both")
+    return changes.cast(tensor, one.dtype(mapped.job.dtype), name)
 
 
 # torch_dist: a file holds some parameters, whole.
@@ -124,12 +123,14 @@ def torch_dist_units(mapped: Mapped) -> list[resumable.Unit]:
     ]
 
 
-def _write_group(mapped: Mapped, layers: Mapping, group: Sequence[Filled], output: Output):
-    written = []
-    for one, sections in zip(group, read_sections(mapped, group)):
+def _write_group(
+    mapped: Mapped, layers: Mapping[str, Layer], group: Sequence[Filled], output: Output
+) -> dict[str, list]:
+    written, changes = [], Changes()
+    for one, sections in zip(group, read_sections(mapped, group, changes)):
         where = torch_dist.place(mapped.job, layers, one.parameter)
         written += torch_dist.write(output, one.parameter, where, sections)
-    return written
+    return {"parts": written, "changes": changes.as_json()}
 
 
 # legacy: a file holds a rank's parts.
@@ -150,8 +151,8 @@ def legacy_units(mapped: Mapped) -> list[resumable.Unit]:
     return units
 
 
-def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> None:
-    by_name, job = mapped.by_name, mapped.job
+def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> dict[str, list]:
+    by_name, job, changes = mapped.by_name, mapped.job, Changes()
     held = list(legacy.held(job, rank))
     filled = [by_name[one.parameter] for one in held]
     models: dict[str, dict[str, torch.Tensor]] = {key: {} for key in legacy.keys(job, rank)}
@@ -160,10 +161,11 @@ def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> None:
         models[place.model][place.name] = torch.empty(shape, dtype=dtype)
     pieces = (
         piece
-        for one, sections in zip(filled, read_sections(mapped, filled))
+        for one, sections in zip(filled, read_sections(mapped, filled, changes))
         for piece in legacy.shard(sections, one.parameter, job, rank)
     )
     output.save(legacy.state(job, models), pieces)
+    return {"changes": changes.as_json()}
 
 
 def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) -> None:

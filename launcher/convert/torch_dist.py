@@ -107,7 +107,7 @@ def finish(folder: Path, job: Description, records: Mapping[str, dict]) -> None:
     tensors: dict[str, TensorStorageMetadata] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for file, record in records.items():
-        for part in record["details"]:
+        for part in record["details"]["parts"]:
             key, offset = part["key"], torch.Size(part["offset"])
             dtype = hugging_face.DTYPES[part["dtype"]]
             whole = tensors.setdefault(
