@@ -72,11 +72,11 @@ def _to_megatron(
     table: Table, words: Sequence[str], environ: Mapping[str, str], source: Path, target: Path
 ) -> int:
     form = _choice(environ, "FORMAT", FORMATS)
+    configuration.check_kind(hugging_face.read_config(source), table)
     read = hugging_face.open_source(source)
     layers = _layers(read.config)
     mtp = _published_mtp(table, read.tensors, layers)
     words, left_out = _with_mtp(table, words, environ, mtp, layers)
-    configuration.check_kind(read.config, table)
     described = description.from_launcher(words, environ)
     configuration.check(read.config, table, described.shape.model, described.arguments)
     for note in configuration.notes(read.config, described.shape.model):
@@ -140,7 +140,7 @@ def _mtp_patterns(table: Table, layers: int, published: int) -> list[str]:
 
 
 def _layers(config: Mapping[str, object]) -> int:
-    layers = config.get("num_hidden_layers")
+    layers = configuration.language_model(config).get("num_hidden_layers")
     if not isinstance(layers, int):
         raise UsageError(f"num_hidden_layers {layers} in config.json is no number")
     return layers

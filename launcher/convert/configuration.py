@@ -1,52 +1,73 @@
-"""config.json held against the arguments of the job: each difference one line.
+"""The whole of config.json held against the arguments of the job.
 
 Sizes decide shapes and are checked with the tensors too; the other values change what the model
-computes and nothing else would notice.
+computes and nothing else would notice. So a key is compared, or allowed one value, or known to be
+without influence (config_keys.py); any other key is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from launcher.config.arguments import Arguments, value
+from launcher.convert.config_keys import KEYS, Keys
 from launcher.convert.tables import Table
 from launcher.errors import UsageError
 from launcher.plan.shape import Model
 
+Config = Mapping[str, Any]
 
-def check_kind(config: Mapping[str, object], table: Table) -> None:
+
+def language_model(config: Config) -> dict[str, Any]:
+    """Return what config.json says of the language model, in text_config where it has one."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return dict(config)
+    kept = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    kept["model_type"] = config.get("model_type")
+    return {**kept, **text}
+
+
+def check_kind(config: Config, table: Table) -> None:
     """Refuse another architecture. Raises UsageError."""
-    kind = config.get("model_type")
+    kind = language_model(config).get("model_type")
     if kind not in table.model_types:
+        outer = config.get("model_type")
+        inside = f" (in text_config of {outer!r})" if kind != outer else ""
         raise UsageError(
-            f"config.json says model_type {kind!r}; this script is for "
+            f"config.json says model_type {kind!r}{inside}; this script is for "
             f"{' and '.join(map(repr, table.model_types))}"
         )
 
 
-def check(config: Mapping[str, object], table: Table, model: Model, arguments: Arguments) -> None:
-    """Compare all that both say. Raises UsageError."""
-    said = _flat(config)
-    problems = [
-        f"{key} {said[key]} in config.json, {flag} {have}"
-        for key, flag, have in _said(table, model, arguments)
-        if said.get(key) is not None and have is not None and not _equal(said[key], have)
-    ]
+def check(config: Config, table: Table, model: Model, arguments: Arguments) -> None:
+    """Compare config.json with the job, key by key. Raises UsageError that names every difference.
+
+    An absent key counts as the default of transformers' configuration class.
+    """
+    said = language_model(config)
+    keys = KEYS[str(said["model_type"])]
+    problems = [*_contradictions(said, keys), *_unsupported(said, keys)]
+    if not problems:
+        problems += _differences(Published(said, keys), Job(table, model, arguments))
     if problems:
-        raise UsageError("the source is another model: " + "; ".join(problems))
+        raise UsageError("the source is another model: " + "; ".join(dict.fromkeys(problems)))
 
 
-def notes(config: Mapping[str, object], model: Model) -> Iterator[str]:
+def notes(config: Config, model: Model) -> Iterator[str]:
     """Return what Megatron computes otherwise than the published model, and no flag changes."""
-    said, moe = _flat(config), model.experts
-    beta = said.get("beta_fast")
-    if model.attention.latent and beta is not None and not _equal(beta, YARN_BETA_FAST):
+    config = language_model(config)
+    said, moe = Published(config, KEYS[str(config["model_type"])]), model.experts
+    beta = said.positions.get("beta_fast", YARN_BETA_FAST)
+    if model.attention.latent and said.rope_type == "yarn" and not _equal(beta, YARN_BETA_FAST):
         yield (
             f"the published positions have beta_fast {beta}, Megatron's latent attention has the "
             f"constant {YARN_BETA_FAST}: its logits will not be the published model's"
         )
-    groups = said.get("topk_group")
-    if said.get("topk_method") == "group_limited_greedy" and moe and isinstance(groups, int):
+    groups = config.get("topk_group")
+    if config.get("topk_method") == "group_limited_greedy" and moe and isinstance(groups, int):
         best = moe.top_k // groups
         if best > 1:
             yield (
@@ -57,76 +78,388 @@ def notes(config: Mapping[str, object], model: Model) -> Iterator[str]:
 
 # Megatron's constants for latent attention (MLATransformerConfig).
 YARN_BETA_FAST = 32
-YARN_CONSTANTS = (("beta_slow", 1), ("original_max_position_embeddings", 4096))
+YARN_BETA_SLOW = 1
+YARN_ORIGINAL = 4096
+
+# What config.json says of positions, in rope_parameters (transformers 5) or rope_scaling (4).
+_PLACES = ("rope_parameters", "rope_scaling")
+_POSITION_DEFAULTS: dict[str, Any] = {
+    "rope_type": None,
+    "type": None,
+    "rope_theta": None,
+    "partial_rotary_factor": None,
+    "factor": None,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "original_max_position_embeddings": None,
+    "attention_factor": None,
+    "truncate": True,
+}
 
 
-def _flat(config: Mapping[str, object]) -> dict[str, object]:
-    """Return config.json with what it says of positions, in either place, among the rest."""
-    places = [config[key] for key in ("rope_parameters", "rope_scaling") if key in config]
-    if not places:
-        return dict(config)
-    positions = next((place for place in places if isinstance(place, Mapping)), {})
-    kind = positions.get("rope_type") or positions.get("type") or "default"
-    return {**positions, **config, "rope_type": "rope" if kind == "default" else kind}
+@dataclass(frozen=True)
+class Published:
+    """What config.json says, with the class's defaults for what it leaves out."""
+
+    said: Config
+    keys: Keys
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the value of a compared key."""
+        if key in ("rope_theta", "partial_rotary_factor") and key in self.positions:
+            return self.positions[key]
+        names = [key, *(alias for alias, name in self.keys.aliases.items() if name == key)]
+        given = [self.said[name] for name in names if self.said.get(name) is not None]
+        return given[0] if given else self.said.get(key, self.keys.compared[key])
+
+    @property
+    def positions(self) -> dict[str, Any]:
+        """The place that describes rotary positions; empty where neither does."""
+        found: dict[str, Any] = {}
+        for place in _PLACES:
+            if isinstance(self.said.get(place), Mapping):
+                found.update({k: v for k, v in self.said[place].items() if v is not None})
+        return found
+
+    @property
+    def rope_type(self) -> str:
+        """The kind of rotary positions, as Megatron says it."""
+        kind = self.positions.get("rope_type") or self.positions.get("type") or "default"
+        return "rope" if kind == "default" else str(kind)
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self["num_hidden_layers"])
 
 
-def _said(table: Table, model: Model, arguments: Arguments) -> Iterator[tuple[str, str, object]]:
-    """Return config.json's key, Megatron's flag, and what the arguments make of it."""
-    attention, moe = model.attention, model.experts
-    yield "num_hidden_layers", "--num-layers", model.layers
-    yield "hidden_size", "--hidden-size", model.hidden
-    yield "num_attention_heads", "--num-attention-heads", attention.heads
-    yield "rms_norm_eps", "--norm-epsilon", value(arguments, "--norm-epsilon") or "1e-5"
-    yield "tie_word_embeddings", "--untie-embeddings-and-output-weights absent:", model.tied
-    yield "rope_theta", "--rotary-base", value(arguments, "--rotary-base") or "10000"
-    if attention.latent:
-        kind = value(arguments, "--rope-type") or "yarn"
-        yield "rope_type", "--rope-type", kind
-        if kind == "yarn":
-            yield "factor", "--rotary-scaling-factor", value(arguments, "--rotary-scaling-factor")
-            yield "mscale", "--mscale", value(arguments, "--mscale")
-            yield "mscale_all_dim", "--mscale-all-dim", value(arguments, "--mscale-all-dim")
-            yield from ((key, "Megatron's constant", constant) for key, constant in YARN_CONSTANTS)
-        yield "q_lora_rank", "--q-lora-rank", attention.q_rank
-        yield "kv_lora_rank", "--kv-lora-rank", attention.kv_rank
-        yield "qk_nope_head_dim", "--qk-head-dim", attention.qk_dim
-        yield "qk_rope_head_dim", "--qk-pos-emb-head-dim", attention.rope_dim
-        yield "v_head_dim", "--v-head-dim", attention.v_dim
+@dataclass(frozen=True)
+class Job:
+    """The Megatron side of the comparison."""
+
+    table: Table
+    model: Model
+    arguments: Arguments
+
+    def value(self, flag: str, default: object = None) -> Any:
+        """Return a flag's value, or what Megatron takes where it is absent."""
+        found = value(self.arguments, flag)
+        return default if found is None else found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key of config.json beside what the job makes of it."""
+
+    key: str
+    said: Any
+    flag: str
+    have: Any
+
+
+def _contradictions(said: Config, keys: Keys) -> Iterator[str]:
+    """Return the values that config.json says twice, and not alike."""
+    for alias, key in keys.aliases.items():
+        one, other = said.get(alias), said.get(key)
+        if one is not None and other is not None and not _equal(one, other):
+            yield f"config.json contradicts itself: {alias} {one} and {key} {other}"
+    places = [
+        ("", said),
+        *((f"{p}.", said[p]) for p in _PLACES if isinstance(said.get(p), Mapping)),
+    ]
+    found: dict[str, tuple[str, Any]] = {}
+    for start, place in places:
+        for key in _POSITION_DEFAULTS:
+            given = place.get(key)
+            name = "rope_type" if key == "type" else key
+            if given is None:
+                continue
+            before = found.setdefault(name, (start + key, given))
+            if not _equal(before[1], given):
+                yield (
+                    f"config.json contradicts itself: {before[0]} {before[1]} and "
+                    f"{start}{key} {given}"
+                )
+
+
+def _unsupported(said: Config, keys: Keys) -> Iterator[str]:
+    """Return the keys that nothing here knows, and the values that no table converts."""
+    for key, given in said.items():
+        if key in keys.only:
+            if given is not None and not any(_equal(given, one) for one in keys.only[key]):
+                allowed = keys.only[key][0]
+                yield f"{key} {given!r} in config.json is not supported, only {allowed!r} is"
+        elif key in keys.compared or key in keys.aliases or key in keys.ignored:
+            continue
+        elif not _is_nothing(given):
+            yield _unknown(key, given)
+    for place in _PLACES:
+        inside = said.get(place)
+        if inside is not None and not isinstance(inside, Mapping):
+            yield f"{place} {inside!r} in config.json is no object"
+            continue
+        for key, given in (inside or {}).items():
+            if key not in _POSITION_DEFAULTS and not _is_nothing(given):
+                yield _unknown(f"{place}.{key}", given)
+
+
+def _unknown(key: str, given: Any) -> str:
+    return (
+        f"{key} {given!r} in config.json is not known here, so nobody can say whether Megatron "
+        "computes the same; take it out if it has no influence on what the model computes"
+    )
+
+
+def _is_nothing(given: Any) -> bool:
+    """Say whether a value switches nothing on."""
+    return given is None or given is False or given in ("", [], {})
+
+
+def _differences(said: Published, job: Job) -> Iterator[str]:
+    found = [*_constants(job), *_positions(said, job)]
+    for key in said.keys.compared:
+        if key not in _READ_ELSEWHERE:
+            found += _RULES[key](said, job)
+    for one in found:
+        if not _equal(one.said, one.have):
+            yield f"{one.key} {_short(one.said)} in config.json, {one.flag} {_short(one.have)}"
+
+
+def _constants(job: Job) -> Iterator[Difference]:
+    """Return what the architecture has in any case, and a flag may change."""
+    window, around = "--window-size", "--apply-layernorm-1p"
+    yield Difference("a sliding window,", None, window, job.value(window))
+    centred = around in job.arguments
+    yield Difference("norms around zero,", job.table.zero_centred, around, centred)
+
+
+def _positions(said: Published, job: Job) -> Iterator[Difference]:
+    """Return what both say of rotary positions."""
+    theta = job.value("--rotary-base", 10000)
+    yield Difference("rope_theta", said["rope_theta"], "--rotary-base", theta)
+    if not job.model.attention.latent:
+        yield Difference("rope_type", said.rope_type, "Megatron's positions:", "rope")
+        part, flag = said["partial_rotary_factor"], "--rotary-percent"
+        yield Difference("partial_rotary_factor", part, flag, job.value(flag, 1.0))
+        return
+    kind = job.value("--rope-type", "yarn")
+    yield Difference("rope_type", said.rope_type, "--rope-type", kind)
+    factor, whole = job.value("--rotary-scaling-factor", 1.0), job.value("--mscale-all-dim", 0.0)
+    if said.rope_type != "yarn":
+        # Megatron multiplies the scores of attention by these two, whatever the kind.
+        scaled = 1.0 if _equal(whole, 0.0) else factor
+        yield Difference("factor", 1.0, "--rotary-scaling-factor with --mscale-all-dim", scaled)
+        return
+    positions = {**_POSITION_DEFAULTS, **said.positions}
+    context = said.said.get("max_position_embeddings")
+    original = positions["original_max_position_embeddings"] or context
+    one, all_dim = (
+        positions[key] if positions[key] is not None else default
+        for key, default in (("mscale", 1.0), ("mscale_all_dim", 0.0))
+    )
+    constant = "Megatron's constant"
+    yield Difference("factor", positions["factor"], "--rotary-scaling-factor", factor)
+    yield Difference("mscale", one, "--mscale", job.value("--mscale", 1.0))
+    yield Difference("mscale_all_dim", all_dim, "--mscale-all-dim", whole)
+    yield Difference("beta_slow", positions["beta_slow"], constant, YARN_BETA_SLOW)
+    yield Difference("original_max_position_embeddings", original, constant, YARN_ORIGINAL)
+    yield Difference("attention_factor", positions["attention_factor"], constant, None)
+    yield Difference("truncate", positions["truncate"], constant, True)
+
+
+Rule = Callable[[Published, Job], Sequence[Difference]]
+
+
+def _plain(key: str, flag: str, have: Callable[[Job], Any]) -> tuple[str, Rule]:
+    """Return the rule of a key that says what one flag says."""
+    return key, lambda said, job: [Difference(key, said[key], flag, have(job))]
+
+
+def _tied(said: Published, job: Job) -> list[Difference]:
+    flag = "--untie-embeddings-and-output-weights absent:"
+    return [Difference("tie_word_embeddings", said["tie_word_embeddings"], flag, job.model.tied)]
+
+
+def _vocabulary(said: Published, job: Job) -> list[Difference]:
+    """Nothing: the rows of the embedding are compared with the padded size (to_megatron.py)."""
+    return []
+
+
+def _key_value_heads(said: Published, job: Job) -> list[Difference]:
+    attention, given = job.model.attention, said["num_key_value_heads"]
+    flag = "--num-attention-heads" if attention.latent else "--num-query-groups"
+    have = attention.heads if attention.latent else attention.query_groups
+    if given is None:
+        given = said["num_attention_heads"]
+    return [Difference("num_key_value_heads", given, flag, have)]
+
+
+def _head_dim(said: Published, job: Job) -> list[Difference]:
+    given = said["head_dim"] or int(said["hidden_size"]) // int(said["num_attention_heads"])
+    return [Difference("head_dim", given, "--kv-channels", job.model.attention.head_dim)]
+
+
+def _dense_width(said: Published, job: Job) -> list[Difference]:
+    if job.table.name == "mixtral":
+        flag = "--moe-ffn-hidden-size"
+        have = job.model.experts.ffn if job.model.experts else None
+        return [Difference("intermediate_size", said["intermediate_size"], flag, have)]
+    if all(job.model.moe):
+        return []  # no layer is dense
+    have = job.model.ffn
+    return [Difference("intermediate_size", said["intermediate_size"], "--ffn-hidden-size", have)]
+
+
+def _moe_layers(said: Published, job: Job) -> list[Difference]:
+    """Which layers are mixtures of experts; DeepSeek's keys or Qwen's."""
+    number = said.layers
+    if "first_k_dense_replace" in said.keys.compared:
+        first, every = int(said["first_k_dense_replace"] or 0), int(said["moe_layer_freq"] or 1)
+        key = "first_k_dense_replace, moe_layer_freq"
+        pattern = [n >= first and n % every == 0 for n in range(number)]
     else:
-        percent = value(arguments, "--rotary-percent") or "1.0"
-        yield "partial_rotary_factor", "--rotary-percent", percent
-        yield "rope_type", "Megatron's positions:", "rope"
-        yield "num_key_value_heads", "--num-query-groups", attention.query_groups
-        yield "head_dim", "--kv-channels", attention.head_dim
-    if not all(model.moe) and table.name != "mixtral":
-        yield "intermediate_size", "--ffn-hidden-size", model.ffn
-    if moe:
-        width = "intermediate_size" if table.name == "mixtral" else "moe_intermediate_size"
-        yield width, "--moe-ffn-hidden-size", moe.ffn
-        yield table.experts, "--num-experts", moe.count
-        yield "num_experts_per_tok", "--moe-router-topk", moe.top_k
-        scaling = value(arguments, "--moe-router-topk-scaling-factor")
-        yield "routed_scaling_factor", "--moe-router-topk-scaling-factor", scaling
-        score = value(arguments, "--moe-router-score-function") or "softmax"
-        yield "scoring_func", "--moe-router-score-function", score
-        # Megatron divides the chosen scores by their sum unless the softmax came first.
-        first = "--moe-router-pre-softmax" in arguments
-        flag = "--moe-router-pre-softmax" if first else "without --moe-router-pre-softmax:"
-        yield "norm_topk_prob", flag, score == "sigmoid" or not first
-        groups = value(arguments, "--moe-router-num-groups") or "1"
-        yield "n_group", "--moe-router-num-groups", groups
-        if groups != "1":
-            chosen = value(arguments, "--moe-router-group-topk")
-            yield "topk_group", "--moe-router-group-topk", chosen
-    net = model.linear_attention
-    if net:
-        yield "linear_num_key_heads", "--linear-num-key-heads", net.key_heads
-        yield "linear_num_value_heads", "--linear-num-value-heads", net.value_heads
-        yield "linear_key_head_dim", "--linear-key-head-dim", net.key_dim
-        yield "linear_value_head_dim", "--linear-value-head-dim", net.value_dim
+        every, dense = int(said["decoder_sparse_step"] or 1), said["mlp_only_layers"] or ()
+        key = "mlp_only_layers, decoder_sparse_step"
+        pattern = [n not in dense and (n + 1) % every == 0 for n in range(number)]
+    have = [int(moe) for moe in job.model.moe]
+    return [Difference(f"MoE layers ({key})", [int(m) for m in pattern], "--moe-layer-freq", have)]
 
 
-def _equal(one: object, other: object) -> bool:
+def _layer_types(said: Published, job: Job) -> list[Difference]:
+    """Which layers have linear attention."""
+    types = said["layer_types"]
+    if types is None:
+        some = "full_attention_interval" in said.keys.compared
+        every = int(said["full_attention_interval"]) if some else 1
+        types = ["full" if (n + 1) % every == 0 else "linear" for n in range(said.layers)]
+    types = [str(kind).removesuffix("_attention") for kind in types]
+    have = ["linear" if linear else "full" for linear in job.model.linear]
+    return [Difference("layer_types", types, "--linear-attention-freq", have)]
+
+
+def _shared(said: Published, job: Job) -> list[Difference]:
+    have = job.model.experts.shared_ffn if job.model.experts else 0
+    flag = "--moe-shared-expert-intermediate-size"
+    if "n_shared_experts" in said.keys.compared:
+        width = int(said["n_shared_experts"] or 0) * int(said["moe_intermediate_size"])
+        return [Difference("n_shared_experts times moe_intermediate_size", width, flag, have)]
+    key = "shared_expert_intermediate_size"
+    return [Difference(key, said[key] or 0, flag, have)]
+
+
+def _normalised(said: Published, job: Job) -> list[Difference]:
+    # Megatron divides the chosen scores by their sum unless the softmax came first.
+    score = job.value("--moe-router-score-function", "softmax")
+    first = "--moe-router-pre-softmax" in job.arguments
+    flag = "--moe-router-pre-softmax" if first else "without --moe-router-pre-softmax:"
+    have = score == "sigmoid" or not first
+    return [Difference("norm_topk_prob", bool(said["norm_topk_prob"]), flag, have)]
+
+
+def _groups(said: Published, job: Job) -> list[Difference]:
+    groups = int(said["n_group"] or 1)
+    if "topk_method" in said.keys.compared and said["topk_method"] == "greedy":
+        groups = 1  # the router reads them for no other method
+    flag, limit = "--moe-router-num-groups", "--moe-router-group-topk"
+    found = [Difference("n_group", groups, flag, job.value(flag, 1))]
+    if groups > 1:
+        found.append(Difference("topk_group", said["topk_group"], limit, job.value(limit)))
+    return found
+
+
+def _group_method(said: Published, job: Job) -> list[Difference]:
+    grouped = int(job.value("--moe-router-num-groups", 1)) > 1
+    have = "group_limited_greedy" if grouped else "greedy"
+    return [Difference("topk_method", said["topk_method"], "--moe-router-num-groups says", have)]
+
+
+def _attention(field: str) -> Callable[[Job], Any]:
+    return lambda job: getattr(job.model.attention, field)
+
+
+def _net(field: str) -> Callable[[Job], Any]:
+    return lambda job: getattr(job.model.linear_attention, field, None)
+
+
+def _moe(field: str) -> Callable[[Job], Any]:
+    return lambda job: getattr(job.model.experts, field, None)
+
+
+_SCALING, _SCORE = "--moe-router-topk-scaling-factor", "--moe-router-score-function"
+# What is read with another key, or with the positions.
+# fmt: off
+_READ_ELSEWHERE = frozenset(
+    {
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "partial_rotary_factor",
+        "moe_layer_freq",
+        "mlp_only_layers",
+        "full_attention_interval",
+        "topk_group",
+    }
+)# fmt: on
+_RULES: dict[str, Rule] = {
+    "tie_word_embeddings": _tied,
+    "vocab_size": _vocabulary,
+    "num_key_value_heads": _key_value_heads,
+    "head_dim": _head_dim,
+    "intermediate_size": _dense_width,
+    "first_k_dense_replace": _moe_layers,
+    "decoder_sparse_step": _moe_layers,
+    "layer_types": _layer_types,
+    "n_shared_experts": _shared,
+    "shared_expert_intermediate_size": _shared,
+    "norm_topk_prob": _normalised,
+    "n_group": _groups,
+    "topk_method": _group_method,
+    **dict(
+        [
+            _plain("num_hidden_layers", "--num-layers", lambda job: job.model.layers),
+            _plain("hidden_size", "--hidden-size", lambda job: job.model.hidden),
+            _plain(
+                "num_attention_heads",
+                "--num-attention-heads",
+                lambda job: job.model.attention.heads,
+            ),
+            _plain("rms_norm_eps", "--norm-epsilon", lambda job: job.value("--norm-epsilon", 1e-5)),
+            _plain("q_lora_rank", "--q-lora-rank", _attention("q_rank")),
+            _plain("kv_lora_rank", "--kv-lora-rank", _attention("kv_rank")),
+            _plain("qk_nope_head_dim", "--qk-head-dim", _attention("qk_dim")),
+            _plain("qk_rope_head_dim", "--qk-pos-emb-head-dim", _attention("rope_dim")),
+            _plain("v_head_dim", "--v-head-dim", _attention("v_dim")),
+            _plain("qkv_bias", "--add-qkv-bias", _attention("qkv_bias")),
+            _plain("moe_intermediate_size", "--moe-ffn-hidden-size", _moe("ffn")),
+            _plain("num_experts", "--num-experts", _moe("count")),
+            _plain("num_local_experts", "--num-experts", _moe("count")),
+            _plain("n_routed_experts", "--num-experts", _moe("count")),
+            _plain("num_experts_per_tok", "--moe-router-topk", _moe("top_k")),
+            _plain("routed_scaling_factor", _SCALING, lambda job: job.value(_SCALING, 1.0)),
+            _plain("scoring_func", _SCORE, lambda job: job.value(_SCORE, "softmax")),
+            _plain("linear_conv_kernel_dim", "--linear-conv-kernel-dim", _net("kernel")),
+            _plain("linear_num_key_heads", "--linear-num-key-heads", _net("key_heads")),
+            _plain("linear_num_value_heads", "--linear-num-value-heads", _net("value_heads")),
+            _plain("linear_key_head_dim", "--linear-key-head-dim", _net("key_dim")),
+            _plain("linear_value_head_dim", "--linear-value-head-dim", _net("value_dim")),
+        ]
+    ),
+}
+
+
+def _short(given: Any) -> str:
+    """Return a value for a message; a long list by its beginning."""
+    text = str(given)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if one is None or other is None:
+        return one is other
     if isinstance(one, bool) or isinstance(other, bool):
         return bool(one) == bool(other)
     try:

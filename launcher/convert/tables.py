@@ -214,13 +214,13 @@ class Table:
     mtp: Mtp | None = None
     # Buffers that some publications contain and no weights are made of.
     ignored: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-    experts: str = "num_experts"  # what config.json calls their number
+    zero_centred: bool = False  # weights of norms are distances from one (--apply-layernorm-1p)
 
 
 TABLES = {
     table.name: table
     for table in (
-        Table("mixtral", ("mixtral",), _mixtral, experts="num_local_experts"),
+        Table("mixtral", ("mixtral",), _mixtral),
         Table("qwen2-moe", ("qwen2_moe",), _qwen2),
         Table("qwen3-moe", ("qwen3_moe",), _qwen3),
         Table(
@@ -228,14 +228,14 @@ TABLES = {
             ("qwen3_next",),
             _qwen3_next,
             Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head),
+            zero_centred=True,
         ),
-        Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2, experts="n_routed_experts"),
+        Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2),
         Table(
             "deepseek-v3",
             ("deepseek_v3", "kimi_k2"),
             _deepseek_v3,
             Mtp(_deepseek_mtp_layer, _deepseek_head, _deepseek_twins),
-            experts="n_routed_experts",
         ),
     )
 }

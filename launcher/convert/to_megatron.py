@@ -12,6 +12,7 @@ import torch
 
 from launcher.convert import audit, legacy, resumable, tables, torch_dist
 from launcher.convert.audit import Filled
+from launcher.convert.configuration import language_model
 from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead, digest
 from launcher.convert.hugging_face import Source
@@ -54,7 +55,7 @@ def match(source: Source, job: Description, table: Table, left_out: Sequence[str
 
 def vocabulary(config: Mapping[str, object], padded: int) -> int:
     """Return the published number of tokens. Raises UsageError where Megatron has fewer rows."""
-    size = config.get("vocab_size")
+    size = language_model(config).get("vocab_size")
     if not isinstance(size, int) or not 0 < size <= padded:
         raise UsageError(
             f"vocab_size {size} in config.json, {padded} rows in Megatron's embedding "

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 
+from launcher.config.arguments import argv, parse
 from launcher.convert import configuration, description
+from launcher.convert.config_keys import KEYS
 from launcher.convert.tables import TABLES
 from launcher.errors import UsageError
 
+SIZES = Path(__file__).parents[1] / "megatron" / "published"
+ABSENT = "absent"
 YARN = {"type": "yarn", "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
 V2 = {
     "scoring_func": "softmax",
@@ -96,17 +102,23 @@ def described(model: str) -> description.Description:
     return description.from_launcher([], environ)
 
 
+def published(model: str) -> dict:
+    """A model's config.json: its sizes, and what it says besides."""
+    sizes = json.loads((SIZES / f"{model}.json").read_text())["config"]
+    return {**sizes, **PUBLISHED[model][1]}
+
+
 def check(model: str, **changes: object) -> None:
-    table, config = PUBLISHED[model]
-    found = described(model)
-    merged = {**config, **changes}
-    configuration.check(merged, TABLES[table], found.shape.model, found.arguments)
+    found, config = described(model), {**published(model), **changes}
+    kept = {key: value for key, value in config.items() if value != ABSENT}
+    table = TABLES[PUBLISHED[model][0]]
+    configuration.check(kept, table, found.shape.model, found.arguments)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_defaults_are_the_published_models(model: str) -> None:
     check(model)
-    found = list(configuration.notes(PUBLISHED[model][1], described(model).shape.model))
+    found = list(configuration.notes(published(model), described(model).shape.model))
     assert len(found) == (model in NOTED)
     assert NOTED.get(model, "") in " ".join(found)
 
@@ -115,22 +127,131 @@ def test_defaults_are_the_published_models(model: str) -> None:
     ("model", "key", "wrong"),
     [
         ("Mixtral-8x7B", "rope_theta", 10000),
+        ("Mixtral-8x7B", "sliding_window", 4096),
+        ("Mixtral-8x7B", "num_experts_per_tok", 3),
+        ("Mixtral-8x7B", "num_local_experts", 16),
         ("Qwen2-57B-A14B", "norm_topk_prob", True),
+        ("Qwen2-57B-A14B", "qkv_bias", False),
+        ("Qwen2-57B-A14B", "use_sliding_window", True),
+        ("Qwen2-57B-A14B", "rope_theta", ABSENT),
+        ("Qwen2-57B-A14B", "layer_types", ["full_attention", "sliding_attention"] * 14),
         ("Qwen3-30B-A3B", "norm_topk_prob", False),
+        ("Qwen3-30B-A3B", "norm_topk_prob", ABSENT),
+        ("Qwen3-30B-A3B", "attention_bias", True),
+        ("Qwen3-30B-A3B", "hidden_act", "gelu"),
+        ("Qwen3-30B-A3B", "head_dim", ABSENT),
+        ("Qwen3-30B-A3B", "mlp_only_layers", [0]),
+        ("Qwen3-30B-A3B", "decoder_sparse_step", 2),
+        ("Qwen3-30B-A3B", "shared_expert_intermediate_size", 768),
+        ("Qwen3-30B-A3B", "tie_word_embeddings", True),
         ("Qwen3-30B-A3B", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("Qwen3-30B-A3B", "rope_scaling", {"rope_type": "linear", "factor": 4.0}),
         ("Qwen3-Next-80B-A3B", "partial_rotary_factor", 0.5),
+        ("Qwen3-Next-80B-A3B", "full_attention_interval", 3),
+        ("Qwen3-Next-80B-A3B", "layer_types", ["linear_attention"] * 47 + ["full_attention"]),
+        ("Qwen3-Next-80B-A3B", "linear_conv_kernel_dim", 3),
         ("DeepSeek-V2", "scoring_func", "sigmoid"),
+        ("DeepSeek-V2", "topk_method", "greedy"),
+        ("DeepSeek-V2", "first_k_dense_replace", 3),
+        ("DeepSeek-V2-Lite", "topk_method", "group_limited_greedy"),
+        ("DeepSeek-V2-Lite", "q_lora_rank", ABSENT),
+        ("DeepSeek-V3", "topk_method", "greedy"),
+        ("DeepSeek-V3", "rope_interleave", False),
         ("DeepSeek-V3", "n_group", 4),
         ("DeepSeek-V3", "topk_group", 2),
+        ("DeepSeek-V3", "n_shared_experts", 2),
+        ("DeepSeek-V3", "moe_layer_freq", 2),
         ("DeepSeek-V3", "rope_scaling", None),
         ("DeepSeek-V3", "rope_scaling", {**YARN, "factor": 32}),
-        ("DeepSeek-V3", "rope_scaling", {**YARN, "mscale_all_dim": 0.707}),
+        ("DeepSeek-V3", "rope_scaling", {**YARN, "factor": 40, "mscale_all_dim": 0.707}),
         ("DeepSeek-V3", "rope_scaling", {**YARN, "original_max_position_embeddings": 8192}),
+        ("DeepSeek-V3", "rope_scaling", {**YARN, "beta_slow": 2}),
         ("Kimi-K2", "routed_scaling_factor", 2.5),
+        ("Kimi-K2", "routed_scaling_factor", ABSENT),
     ],
 )
 def test_a_model_that_computes_otherwise_is_refused(model: str, key: str, wrong: object) -> None:
     with pytest.raises(UsageError, match="the source is another model: ") as refusal:
         check(model, **{key: wrong})
-    named = key if key != "rope_scaling" else "rope_type|factor|mscale_all_dim|original_max"
+    named = {
+        "rope_scaling": "rope_type|factor|mscale_all_dim|original_max|beta_slow",
+        "full_attention_interval": "layer_types",
+    }
+    named = named.get(key, key)
     assert any(name in str(refusal.value) for name in named.split("|"))
+
+
+def test_a_key_that_nobody_knows_is_named() -> None:
+    with pytest.raises(UsageError, match=r"attention_sinks 4 in config\.json is not known here"):
+        check("Qwen3-30B-A3B", attention_sinks=4)
+    with pytest.raises(
+        UsageError, match=r"rope_scaling\.low_freq_factor 1\.0 in config\.json is not"
+    ):
+        check("DeepSeek-V3", rope_scaling={**YARN, "low_freq_factor": 1.0})
+    # What switches nothing on says nothing.
+    check("Qwen3-30B-A3B", attention_sinks=None, use_something=False, more={})
+
+
+def test_a_contradiction_is_named() -> None:
+    positions = {"rope_type": "default", "rope_theta": 1e6}
+    check("Qwen3-30B-A3B", rope_parameters=positions)
+    with pytest.raises(
+        UsageError, match="contradicts itself: rope_theta 1000000 and rope_parameters"
+    ):
+        check("Qwen3-30B-A3B", rope_parameters={**positions, "rope_theta": 1e4})
+    with pytest.raises(
+        UsageError, match="contradicts itself: num_local_experts 64 and num_experts"
+    ):
+        check("Qwen3-30B-A3B", num_local_experts=64)
+
+
+def test_flags_that_change_an_architecture() -> None:
+    table, found = TABLES["qwen3-moe"], described("Qwen3-30B-A3B")
+    for word, value in (("--window-size", ["128,0"]), ("--apply-layernorm-1p", [])):
+        words = [*argv(found.arguments), word, *value]
+        arguments = parse(words, "test")
+        with pytest.raises(UsageError, match=word):
+            configuration.check(published("Qwen3-30B-A3B"), table, found.shape.model, arguments)
+
+
+def test_what_is_said_of_the_language_model_alone() -> None:
+    """Models that see have a text_config; its model_type decides."""
+    inner = {**published("DeepSeek-V3"), "model_type": "deepseek_v3"}
+    config = {"model_type": "kimi_vl", "text_config": inner, "vision_config": {"depth": 3}}
+    table, found = TABLES["deepseek-v3"], described("DeepSeek-V3")
+    configuration.check_kind(config, table)
+    configuration.check(config, table, found.shape.model, found.arguments)
+    changed = {**config, "text_config": {**inner, "n_group": 4}}
+    with pytest.raises(UsageError, match="n_group 4 in config"):
+        configuration.check(changed, table, found.shape.model, found.arguments)
+    with pytest.raises(
+        UsageError, match=r"'deepseek_v3' \(in text_config of 'kimi_vl'\); this script"
+    ):
+        configuration.check_kind(config, TABLES["qwen3-moe"])
+
+
+KINDS = [kind for table in TABLES.values() for kind in table.model_types]
+SIZED_BY_OTHERS = {"head_dim", "layer_types", "num_key_value_heads"}  # None until they are known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_transformers_is_in_one_list(kind: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the training extra is not installed")
+    if kind == "kimi_k2":
+        kind = "deepseek_v3"  # transformers has no other class for it
+    keys = KEYS[kind]
+    lists = [set(keys.compared), set(keys.only), set(keys.ignored), set(keys.aliases)]
+    assert sum(map(len, lists)) == len(set().union(*lists)), "a key is in two lists"
+    config = transformers.CONFIG_MAPPING[kind]().to_dict()
+    assert config.keys() - set().union(*lists) == set()
+    for key, default in keys.compared.items():
+        if key in config and key not in SIZED_BY_OTHERS | {"rope_parameters"}:
+            assert configuration._equal(config[key] or 0, default or 0), key
+    theta = config["rope_parameters"]["rope_theta"]
+    assert theta == keys.compared["rope_theta"]
+    part = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    assert part == keys.compared.get("partial_rotary_factor", 1.0)
+    for key, allowed in keys.only.items():
+        assert config.get(key) in (*allowed, None), key
+    for key in keys.compared:
+        assert key in configuration._RULES or key in configuration._READ_ELSEWHERE

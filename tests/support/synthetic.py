@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +41,67 @@ _DELTA_NET = {
     "--linear-num-key-heads": 2,
     "--linear-num-value-heads": 4,
 }
+# config.json's names for the same.
+_CONFIG = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 4,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 64,
+}
+_GROUPED_CONFIG = {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope_theta": 1e6,
+    "num_experts": 8,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+_DELTA_NET_CONFIG = {
+    "rope_theta": 1e7,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 32,
+}
+_LATENT_CONFIG = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+
+
+def _yarn(mscale: float) -> dict:
+    scale = {"mscale": mscale, "mscale_all_dim": mscale}
+    return {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        **scale,
+    }
+
+
+_V2_CONFIG = {
+    **_LATENT_CONFIG,
+    "rope_scaling": _yarn(0.707),
+    "topk_method": "group_limited_greedy",
+    "n_group": 8,
+    "topk_group": 3,
+    "routed_scaling_factor": 16.0,
+}
 
 
 @dataclass(frozen=True)
@@ -52,25 +113,69 @@ class Family:
     sizes: dict
     release: str = "0.19"
     mtp: int = 0
+    config: dict = field(default_factory=dict)  # of config.json, beside what all have
 
 
 FAMILIES = {
-    "mixtral": Family("mixtral", "Mixtral-8x7B", {**_GROUPED, "--moe-router-topk": 2}),
+    "mixtral": Family(
+        "mixtral",
+        "Mixtral-8x7B",
+        {**_GROUPED, "--moe-router-topk": 2},
+        config={
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-5,
+            "intermediate_size": 32,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "qwen2": Family(
         "qwen2-moe",
         "Qwen2-57B-A14B",
         {**_GROUPED, "--moe-shared-expert-intermediate-size": 48},
+        config={
+            **_GROUPED_CONFIG,
+            "shared_expert_intermediate_size": 48,
+            "norm_topk_prob": False,
+        },
     ),
-    "qwen3": Family("qwen3-moe", "Qwen3-30B-A3B", _GROUPED),
+    "qwen3": Family("qwen3-moe", "Qwen3-30B-A3B", _GROUPED, config=_GROUPED_CONFIG),
     "qwen3-next": Family(
         "qwen3-next",
         "Qwen3-Next-80B-A3B",
         {**_GROUPED, **_DELTA_NET, "--moe-shared-expert-intermediate-size": 32},
         mtp=1,
+        config={**_GROUPED_CONFIG, **_DELTA_NET_CONFIG},
     ),
-    "deepseek-v2": Family("deepseek-v2", "DeepSeek-V2", {**_LATENT, "--q-lora-rank": 32}),
-    "deepseek-v2-lite": Family("deepseek-v2", "DeepSeek-V2-Lite", _LATENT, release="0.18"),
-    "deepseek-v3": Family("deepseek-v3", "DeepSeek-V3", {**_LATENT, "--q-lora-rank": 32}, mtp=1),
+    "deepseek-v2": Family(
+        "deepseek-v2", "DeepSeek-V2", {**_LATENT, "--q-lora-rank": 32}, config=_V2_CONFIG
+    ),
+    "deepseek-v2-lite": Family(
+        "deepseek-v2",
+        "DeepSeek-V2-Lite",
+        _LATENT,
+        release="0.18",
+        config={
+            **_V2_CONFIG,
+            "q_lora_rank": None,
+            "topk_method": "greedy",
+            "routed_scaling_factor": 1.0,
+        },
+    ),
+    "deepseek-v3": Family(
+        "deepseek-v3",
+        "DeepSeek-V3",
+        {**_LATENT, "--q-lora-rank": 32},
+        mtp=1,
+        config={
+            **_LATENT_CONFIG,
+            "rope_scaling": _yarn(1.0),
+            "num_nextn_predict_layers": 1,
+            "quantization_config": {},
+        },
+    ),
 }
 
 
@@ -123,13 +228,8 @@ def publish(folder: Path, family: Family, fp8: bool = False, shards: int = 2) ->
         index.update(dict.fromkeys(part, file))
     (folder / hugging_face.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (folder / "tokenizer.json").write_text("{}")
-    config = {
-        "model_type": table.model_types[0],
-        "vocab_size": 500,
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
-    }
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    config = {"model_type": table.model_types[0], **_CONFIG, **family.config}
+    (folder / "config.json").write_text(json.dumps(config))
     return model
 
 
