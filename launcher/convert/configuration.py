@@ -389,7 +389,6 @@ def _moe(field: str) -> Callable[[Job], Any]:
 
 _SCALING, _SCORE = "--moe-router-topk-scaling-factor", "--moe-router-score-function"
 # What is read with another key, or with the positions.
-# fmt: off
 _READ_ELSEWHERE = frozenset(
     {
         "rope_parameters",
@@ -401,7 +400,7 @@ _READ_ELSEWHERE = frozenset(
         "full_attention_interval",
         "topk_group",
     }
-)# fmt: on
+)
 _RULES: dict[str, Rule] = {
     "tie_word_embeddings": _tied,
     "vocab_size": _vocabulary,
