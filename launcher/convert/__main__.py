@@ -23,6 +23,7 @@ from launcher.convert import (
     description,
     hugging_face,
     manifest,
+    megatron_source,
     resumable,
     to_hugging_face,
     to_megatron,
@@ -60,7 +61,7 @@ def convert(table: Table, words: Sequence[str], environ: Mapping[str, str]) -> N
     if target == source or source in target.parents or target in source.parents:
         raise UsageError("SOURCE_CKPT_PATH and TARGET_CKPT_PATH are not apart")
     started = time.monotonic()
-    if (source / to_megatron.TRACKER).exists():
+    if megatron_source.is_megatron(source):
         size = _to_hugging_face(table, words, environ, source, target)
     else:
         size = _to_megatron(table, words, environ, source, target)
@@ -75,8 +76,12 @@ def _to_megatron(
     configuration.check_kind(hugging_face.read_config(source), table)
     read = hugging_face.open_source(source)
     layers = _layers(read.config)
-    mtp = _published_mtp(table, read.tensors, layers)
-    words, left_out = _with_mtp(table, words, environ, mtp, layers)
+    there = _published_mtp(table, read.tensors, layers)
+    left_out: list[str] = []
+    if not _wants_mtp(environ, words, there):
+        words, left_out = _with_mtp(words, 0), _mtp_patterns(table, layers, there)
+    elif there:
+        words = _with_mtp(words, there)
     described = description.from_launcher(words, environ)
     configuration.check(read.config, table, described.shape.model, described.arguments)
     for note in configuration.notes(read.config, described.shape.model):
@@ -98,24 +103,25 @@ def _to_megatron(
     return sum(unit.size for unit in units)
 
 
-def _with_mtp(
-    table: Table, words: Sequence[str], environ: Mapping[str, str], published: int, layers: int
-) -> tuple[list[str], list[str]]:
-    """Return the words with as many MTP layers as are published, and the tensors left out.
-
-    MTP=0 leaves them out; `--mtp-num-layers` on the command line decides too.
-    """
+def _wants_mtp(environ: Mapping[str, str], words: Sequence[str], there: int) -> bool:
+    """Say whether the source's multi-token prediction is converted: by MTP, else if it is there."""
     wanted = environ.get("MTP", "")
     if wanted not in ("", "0", "1"):
         raise UsageError(f"MTP={wanted!r}: 0 leaves multi-token prediction out, 1 converts it")
-    given = any(word.partition("=")[0] == "--mtp-num-layers" for word in words)
-    if wanted == "0":
-        if given:
-            raise UsageError("MTP=0 and --mtp-num-layers contradict each other")
-        return [*words, "--mtp-num-layers", "0"], _mtp_patterns(table, layers, published)
-    if published and not given:
-        return [*words, "--mtp-num-layers", str(published)], []
-    return list(words), []
+    if wanted == "0" and _has_mtp(words):
+        raise UsageError("MTP=0 and --mtp-num-layers contradict each other")
+    if wanted == "1" and not there:
+        raise UsageError("MTP=1, and the source has no multi-token prediction; leave MTP unset")
+    return wanted != "0"
+
+
+def _has_mtp(words: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--mtp-num-layers" for word in words)
+
+
+def _with_mtp(words: Sequence[str], layers: int) -> list[str]:
+    """Return the words with a number of MTP layers, unless they say one."""
+    return list(words) if _has_mtp(words) else [*words, "--mtp-num-layers", str(layers)]
 
 
 def _published_mtp(table: Table, names: Collection[str], layers: int) -> int:
@@ -152,25 +158,26 @@ def _to_hugging_face(
     like = _path(environ, "LIKE_PATH")
     config = hugging_face.read_config(like)
     configuration.check_kind(config, table)
-    layers, weights = _layers(config), any(like.glob("*.safetensors"))
-    names = hugging_face.open_source(like).tensors if weights else ()
-    said = config.get("num_nextn_predict_layers")
-    mtp = said if not weights and isinstance(said, int) else _published_mtp(table, names, layers)
-    words, _ = _with_mtp(table, words, environ, mtp, layers)
+    found = megatron_source.find(source)
+    wanted = _wants_mtp(environ, words, found.mtp)
+    if found.mtp:
+        words = _with_mtp(words, found.mtp)  # the checkpoint's layers, published or not
     described = description.from_launcher(words, environ)
+    mtp = described.shape.model.mtp_built if wanted else 0
     configuration.check(config, table, described.shape.model, described.arguments)
-    reader = to_hugging_face.open_checkpoint(source, described)
-    tensors = to_hugging_face.published(described, table, config, like)
+    reader = to_hugging_face.open_checkpoint(found, described)
+    tensors = to_hugging_face.published(described, table, config, like, mtp)
     units = to_hugging_face.units(reader, tensors)
     plan = {
         **_plan(table, environ, described, "safetensors"),
+        "mtp": mtp,
         "source": {
             str(path.relative_to(source)): [path.stat().st_size, path.stat().st_mtime_ns]
-            for path in sorted(source.rglob("*"))
+            for path in sorted(found.folder.rglob("*"))
             if path.is_file()
         },
     }
-    finish = partial(to_hugging_face.finish, like, config, tensors)
+    finish = partial(to_hugging_face.finish, like, config, table, tensors, mtp)
     print(f"{len(tensors)} tensors, {len(units)} files", file=sys.stderr)
     resumable.write_all(target, plan, units, finish, _workers(environ))
     return sum(unit.size for unit in units)

@@ -6,6 +6,7 @@ Sources: get_checkpoint_name and load_checkpoint (megatron/training/checkpointin
 from __future__ import annotations
 
 import argparse
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -249,15 +250,31 @@ class Reader:
         return join(shards, parameter)
 
     def _load(self, rank: Rank) -> dict[str, Any]:
-        file = self._folder / path(self._job, rank)
-        try:
-            # Checkpoints hold their arguments as objects of Megatron's; nothing here needs them.
-            return torch.load(
-                file, map_location="cpu", mmap=True, weights_only=False, pickle_module=pickles
-            )
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f"{file} cannot be read: {reason}") from None
+        return load(self._folder / path(self._job, rank))
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Return a rank's file; its tensors are mapped into memory. Raises UsageError."""
+    try:
+        # Checkpoints hold their arguments as objects of Megatron's; nothing here needs them.
+        return torch.load(
+            file, map_location="cpu", mmap=True, weights_only=False, pickle_module=pickles
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{file} cannot be read: {reason}") from None
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of the parameters of all stages, from one tensor and expert rank each."""
+    return {
+        name
+        for file in folder.glob(f"mp_rank_00*/{FILE}")
+        if not re.search(r"_\d{3}_(?!000)\d{3}$", file.parent.name)
+        for key, model in load(file).items()
+        if re.fullmatch(r"model\d*", key)
+        for name in model
+    }
 
 
 def local_shape(parameter: Parameter, job: Description) -> tuple[int, ...]:

@@ -165,6 +165,7 @@ class Mtp:
     # All by the number of decoder layers and that of the MTP layer, from 0.
     layer: Callable[[int, int], str]  # what the names of its transformer layer start with
     rows: Callable[[int, int], Rows]  # of its own parts; sources by their full names
+    default: int  # layers where config.json has no num_nextn_predict_layers
     # Tensors published twice: what they repeat. They are compared, and written back.
     twins: Callable[[int, int], tuple[tuple[str, str], ...]] = lambda layers, number: ()
 
@@ -227,7 +228,7 @@ TABLES = {
             "qwen3-next",
             ("qwen3_next",),
             _qwen3_next,
-            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head),
+            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, 1),
             zero_centred=True,
         ),
         Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2),
@@ -235,7 +236,7 @@ TABLES = {
             "deepseek-v3",
             ("deepseek_v3", "kimi_k2"),
             _deepseek_v3,
-            Mtp(_deepseek_mtp_layer, _deepseek_head, _deepseek_twins),
+            Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
         ),
     )
 }

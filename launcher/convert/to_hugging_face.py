@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 
 from launcher.convert import audit, hugging_face, legacy, manifest, resumable, tables, torch_dist
-from launcher.convert.audit import Filled
+from launcher.convert.audit import Filled, stop
 from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead
+from launcher.convert.megatron_source import Checkpoint
 from launcher.convert.tables import Table
-from launcher.convert.to_megatron import TRACKER, vocabulary
+from launcher.convert.to_megatron import vocabulary
 from launcher.convert.transforms import ZeroCentred
 from launcher.convert.values import Changes, require_finite
 from launcher.errors import UsageError
@@ -46,31 +48,24 @@ class Tensor:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def open_checkpoint(source: Path, job: Description) -> Reader:
-    """Return a reader of the newest checkpoint in a folder. Raises UsageError where none is."""
-    tracker = source / TRACKER
-    if not tracker.is_file():
-        raise UsageError(f"{source} has no {TRACKER}: it is no Megatron checkpoint, or unfinished")
-    iteration = tracker.read_text(encoding="utf-8").strip()
-    if iteration != "release" and not iteration.isdigit():
-        raise UsageError(f"{tracker} says {iteration!r}, neither a number nor release")
-    folder = source / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
-    if (folder / "metadata.json").is_file():
-        return torch_dist.Reader(folder, job)
-    if any(folder.glob("mp_rank_*")):
-        return legacy.Reader(folder, job)
-    raise UsageError(f"{folder} has neither metadata.json (torch_dist) nor mp_rank_* (legacy)")
+def open_checkpoint(source: Checkpoint, job: Description) -> Reader:
+    """Return a reader of a checkpoint. Raises UsageError where the job's model is another."""
+    reader = torch_dist.Reader if source.form == "torch_dist" else legacy.Reader
+    return reader(source.folder, job)
 
 
 def published(
-    job: Description, table: Table, config: Mapping[str, object], like: Path
+    job: Description, table: Table, config: Mapping[str, object], like: Path, mtp: int
 ) -> list[Tensor]:
-    """Return every tensor to publish, in the model's order, its dtype that of `like` if there."""
-    model = job.shape.model
+    """Return every tensor to publish, in the model's order, its dtype that of `like` if there.
+
+    `mtp` layers of multi-token prediction are published, which may be fewer than the job has.
+    """
+    model = replace(job.shape.model, mtp=mtp, mtp_built=mtp)
     filled = audit.pair(table, model, vocabulary(config, model.vocabulary))
     twins = tables.twins(table, model)
-    audit.sources(filled, twins)
-    known = _dtypes(like)
+    names = audit.sources(filled, twins)
+    known = _dtypes(like, names)
     found = {}
     for one in filled:
         for part, (name, shape) in enumerate(zip(one.row.sources, one.source_shapes)):
@@ -83,15 +78,25 @@ def published(
     return list(found.values())
 
 
-def _dtypes(like: Path) -> dict[str, torch.dtype]:
-    """Return the dtypes of the model published in `like`, FP8 as bfloat16; none without weights."""
+def _dtypes(like: Path, names: Collection[str]) -> dict[str, torch.dtype]:
+    """Return the dtypes that `like` has for tensors of these names, FP8 as bfloat16.
+
+    None without weights. Raises UsageError for a dtype that no weight can be written as.
+    """
     if not any(like.glob("*.safetensors")):
         return {}
-    dtypes = {}
+    dtypes, problems = {}, []
     for name, tensor in hugging_face.open_source(like).tensors.items():
-        if not name.endswith(hugging_face.SCALE):
-            dtype = hugging_face.DTYPES[tensor.dtype]
-            dtypes[name] = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+        if name not in names:
+            continue
+        if tensor.dtype.startswith("F8_"):
+            dtypes[name] = torch.bfloat16
+        elif tensor.dtype in hugging_face.DTYPES:
+            dtypes[name] = hugging_face.DTYPES[tensor.dtype]
+        else:
+            problems.append(f"{name} is {tensor.dtype}")
+    known = ", ".join(hugging_face.DTYPES)
+    stop(problems, f"LIKE_PATH has dtypes that weights are not written as (those are {known}):")
     return dtypes
 
 
@@ -140,10 +145,43 @@ def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str,
     return {"names": [tensor.name for tensor in group], "changes": changes.as_json()}
 
 
+def described(
+    config: Mapping[str, Any], table: Table, tensors: Sequence[Tensor], mtp: int
+) -> dict[str, Any]:
+    """Return config.json as it is true of what is written: unquantized, its dtype and sizes."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        inner = described(text, table, tensors, mtp)
+        return {**_unquantized(config), "text_config": inner}
+    bytes_of: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        bytes_of[tensor.dtype] += tensor.bytes
+    ((dtype, _),) = bytes_of.most_common(1)
+    name = str(dtype).removeprefix("torch.")
+    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == tables.EMBEDDING)
+    found = {**_unquantized(config), "vocab_size": rows}
+    for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
+        found[key] = name
+    counts = [key for key in MTP_KEYS if key in config]
+    if not counts and table.mtp and table.mtp.default != mtp:
+        counts = [MTP_KEYS[0]]
+    return {**found, **dict.fromkeys(counts, mtp)}
+
+
+MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+
+
+def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
+    gone = ("quantization_config", "compression_config")
+    return {key: value for key, value in config.items() if key not in gone}
+
+
 def finish(
     like: Path,
     config: Mapping[str, object],
+    table: Table,
     tensors: Sequence[Tensor],
+    mtp: int,
     files: Path,
     records: Mapping[str, dict],
 ) -> None:
@@ -152,9 +190,7 @@ def finish(
         weights = path.name.endswith((*WEIGHTS, ".index.json"))
         if path.is_file() and not weights and path.name not in ("config.json", manifest.NAME):
             shutil.copyfile(path, files / path.name)
-    # What is written is not quantized any more.
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
-    text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(described(config, table, tensors, mtp), indent=2, ensure_ascii=False) + "\n"
     (files / "config.json").write_text(text, encoding="utf-8")
     if len(records) > 1:
         index = {

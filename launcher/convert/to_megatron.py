@@ -16,6 +16,7 @@ from launcher.convert.configuration import language_model
 from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead, digest
 from launcher.convert.hugging_face import Source
+from launcher.convert.megatron_source import TRACKER
 from launcher.convert.tables import Table
 from launcher.convert.transforms import Stack, ZeroCentred
 from launcher.convert.values import Changes
@@ -23,7 +24,6 @@ from launcher.errors import UsageError
 from launcher.plan.stages import Layer
 
 FOLDER = "release"  # Megatron: weights to start from, not an iteration to go on from
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)

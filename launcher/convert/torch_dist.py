@@ -180,11 +180,7 @@ class Reader:
 
     def __init__(self, folder: Path, job: Description):
         self._folder, self._job, self._layers = folder, job, layers(job)
-        path = folder / ".metadata"
-        if not path.is_file():
-            raise UsageError(f"{path} is missing: {folder} is no whole torch_dist checkpoint")
-        with path.open("rb") as file:
-            found = _MetadataUnpickler(file).load()
+        found = _metadata(folder)
         self._tensors: dict[str, Any] = found.state_dict_metadata
         self._storage = {
             (index.fqn, tuple(index.offset)): info
@@ -258,6 +254,22 @@ class Reader:
         info = self._storage[key, offset]
         data = files.read_bytes(self._folder / info.relative_path, info.offset, info.length)
         return torch.load(io.BytesIO(data.numpy()), map_location="cpu", weights_only=True)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the keys of a checkpoint's tensors."""
+    return set(_metadata(folder).state_dict_metadata)
+
+
+def _metadata(folder: Path) -> Metadata:
+    """Return what lies where. Raises UsageError where it cannot be read."""
+    path = folder / ".metadata"
+    try:
+        with path.open("rb") as file:
+            return _MetadataUnpickler(file).load()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path} cannot be read: {reason}") from None
 
 
 class _MetadataUnpickler(pickles.Unpickler):
