@@ -21,6 +21,7 @@ from pathlib import Path
 from launcher.convert import (
     configuration,
     description,
+    encodings,
     hugging_face,
     manifest,
     megatron_source,
@@ -74,7 +75,7 @@ def _to_megatron(
 ) -> int:
     form = _choice(environ, "FORMAT", FORMATS)
     configuration.check_kind(hugging_face.read_config(source), table)
-    read = hugging_face.open_source(source)
+    read = encodings.decoded(hugging_face.open_source(source), table)
     layers = _layers(read.config)
     there = _published_mtp(table, read.tensors, layers)
     left_out: list[str] = []

@@ -6,15 +6,14 @@ All of it is decided on names and headers, before any data is read, and cannot b
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
 from launcher.convert import parameters, tables
-from launcher.convert.hugging_face import BLOCK, DTYPES, SCALE, Tensor
 from launcher.convert.parameters import Parameter
 from launcher.convert.tables import Row, Table
 from launcher.convert.transforms import Transform, ZeroCentred
@@ -77,7 +76,7 @@ def sources(filled: Sequence[Filled], twins: Mapping[str, str]) -> dict[str, tup
 
 def check(
     expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, Tensor],
+    found: Mapping[str, Any],
     ignored: Iterable[str],
     optional: Iterable[str] = (),
 ) -> None:
@@ -89,36 +88,17 @@ def check(
     problems = [
         f"{name} is not in the source" for name in expected.keys() - found.keys() - set(optional)
     ]
+    leftovers = []
     for name, tensor in found.items():
         if name in expected:
             if tensor.shape != tuple(expected[name]):
                 problems.append(
                     f"{name} is {list(tensor.shape)}, the model needs {list(expected[name])}"
                 )
-            problems += _check_dtype(name, tensor, found)
-        elif name.endswith(SCALE) and name[: -len(SCALE)] in expected:
-            continue  # checked with its weight
         elif not any(pattern.fullmatch(name) for pattern in patterns):
-            problems.append(f"{name} is left over: the model has no place for it")
-    stop(sorted(problems))
-
-
-def _check_dtype(name: str, tensor: Tensor, found: Mapping[str, Tensor]) -> list[str]:
-    """Return what is wrong with a tensor's dtype and with the scales that FP8 needs."""
-    if tensor.dtype not in DTYPES:
-        return [f"{name} is {tensor.dtype}; known: {', '.join(DTYPES)}"]
-    scales = found.get(name + SCALE)
-    if tensor.dtype != "F8_E4M3":
-        return [f"{name}{SCALE} scales a {tensor.dtype} tensor"] if scales else []
-    if scales is None:
-        return [f"{name} is FP8 without {name.rsplit('.', 1)[-1]}{SCALE}"]
-    blocks = tuple(-(-size // BLOCK) for size in tensor.shape)
-    if len(blocks) != 2 or scales.shape != blocks or scales.dtype not in ("F32", "BF16"):
-        return [
-            f"{name}{SCALE} is {scales.dtype} {list(scales.shape)}, "
-            f"{BLOCK}×{BLOCK} blocks of {list(tensor.shape)} need F32 {list(blocks)}"
-        ]
-    return []
+            leftovers.append(name)
+    problems += [f"{name} is left over: the model has no place for it" for name in leftovers]
+    stop(sorted(problems), f"{_cause(leftovers)}the audit found")
 
 
 @cache
@@ -131,14 +111,40 @@ def source_shapes(how: Transform, shape: tuple[int, ...]) -> tuple[tuple[int, ..
     return tuple(tuple(part.shape) for part in parts)
 
 
-SHOWN = 12
+SHOWN = 10
 
 
 def stop(problems: Sequence[str], found: str = "the audit found") -> None:
-    """Raise UsageError if there are problems: they are named, the first dozen where too many."""
+    """Raise UsageError if there are problems: at most ten are named, of each kind one at least."""
     if not problems:
         return
-    lines = list(problems[:SHOWN])
-    kinds = Counter(re.sub(r"\d+", "N", problem) for problem in problems[SHOWN:])
-    lines += [f"{count} more like: {kind}" for kind, count in kinds.items()][:SHOWN]
+    if len(problems) <= SHOWN:
+        raise UsageError(f"{found} {len(problems)}: " + "; ".join(problems))
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(re.sub(r"\d+", "N", problem), []).append(problem)
+    lines = [
+        one[0] + (f" (and {len(one) - 1} more like it)" if one[1:] else "")
+        for one in list(kinds.values())[:SHOWN]
+    ]
+    if len(kinds) > SHOWN:
+        lines.append(f"and {len(kinds) - SHOWN} more kinds")
     raise UsageError(f"{found} {len(problems)}: " + "; ".join(lines))
+
+
+# What whole families of names that no table has give away.
+_CAUSES = (
+    (r".*\.lora_[AB]\..*", "an adapter that is not merged into its model (LoRA)"),
+    (r".*\.(qkv_proj|query_key_value|Wqkv)\..*", "queries, keys and values in one matrix"),
+    (r"(?!.*\.experts\.).*\.gate_up_proj\..*", "gate and up projections in one matrix"),
+    (r".*\.experts\..*(gate_up_proj|down_proj)(_bias)?", "stacks of experts with biases"),
+    (r"(module|base_model|transformer|language_model)\..*", "names with another beginning"),
+)
+
+
+def _cause(leftovers: Sequence[str]) -> str:
+    """Say what the names that are left over have in common, if it is known."""
+    causes = [
+        cause for pattern, cause in _CAUSES if any(re.fullmatch(pattern, n) for n in leftovers)
+    ]
+    return f"the source has {causes[0]}, which no table here knows; " if causes else ""

@@ -431,6 +431,8 @@ _RULES: dict[str, Rule] = {
             _plain("qk_rope_head_dim", "--qk-pos-emb-head-dim", _attention("rope_dim")),
             _plain("v_head_dim", "--v-head-dim", _attention("v_dim")),
             _plain("qkv_bias", "--add-qkv-bias", _attention("qkv_bias")),
+            _plain("attention_bias", "--add-qkv-bias", _attention("qkv_bias")),
+            _plain("use_qk_norm", "--qk-layernorm", _attention("qk_norm")),
             _plain("moe_intermediate_size", "--moe-ffn-hidden-size", _moe("ffn")),
             _plain("num_experts", "--num-experts", _moe("count")),
             _plain("num_local_experts", "--num-experts", _moe("count")),

@@ -1,4 +1,4 @@
-"""Hugging Face's side: safetensors with their index, read tensor by tensor; FP8 dequantized.
+"""Hugging Face's side: safetensors with their index, read tensor by tensor.
 
 The format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N
 bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the tensors' bytes.
@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -20,17 +21,45 @@ from launcher.errors import UsageError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SCALE = "_scale_inv"  # FP8: weight_scale_inv belongs to weight
-BLOCK = 128  # rows and columns that share a scale
 
 DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What quantized weights are stored as.
+_ENCODED = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+NAMES = {dtype: name for name, dtype in (DTYPES | _ENCODED).items()}
+
+
+class Stored(Protocol):
+    """A tensor of the published model, however it is stored."""
+
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What it is read as."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, once it is read."""
+        ...
+
+    def read(self) -> torch.Tensor:
+        """Return its values."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,36 +72,26 @@ class Tensor:
     begin: int  # of its bytes in the file
     size: int  # bytes
 
+    def read(self) -> torch.Tensor:
+        """Return its values."""
+        dtype = (DTYPES | _ENCODED)[self.dtype]
+        data = files.read_bytes(self.path, self.begin, self.size)
+        if data.storage_offset() % dtype.itemsize:
+            data = data.clone()
+        return data.view(dtype).reshape(self.shape)
+
 
 @dataclass(frozen=True)
 class Source:
     """A published model: its configuration and all its tensors by name."""
 
     folder: Path
-    config: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
-
-    def has_scales(self, name: str) -> bool:
-        """Say whether a tensor is FP8 with block scales beside it."""
-        return name + SCALE in self.tensors
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor; FP8 as bfloat16."""
-        tensor = _load(self.tensors[name])
-        if not self.has_scales(name):
-            return tensor
-        return dequantize(tensor, _load(self.tensors[name + SCALE]))
-
-
-def dequantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return FP8 [m, n] times its scales [⌈m/128⌉, ⌈n/128⌉], in float32, rounded to bfloat16."""
-    rows, columns = weight.shape
-    result = torch.empty(rows, columns, dtype=torch.bfloat16)
-    wide = scales.float().repeat_interleave(BLOCK, 1)[:, :columns]
-    for block, scale in enumerate(wide):
-        part = slice(block * BLOCK, (block + 1) * BLOCK)
-        result[part] = weight[part].float() * scale
-    return result
+        """Return a tensor."""
+        return self.tensors[name].read()
 
 
 def open_source(folder: Path) -> Source:
@@ -157,14 +176,6 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _load(tensor: Tensor) -> torch.Tensor:
-    dtype = DTYPES[tensor.dtype]
-    data = files.read_bytes(tensor.path, tensor.begin, tensor.size)
-    if data.storage_offset() % dtype.itemsize:
-        data = data.clone()
-    return data.view(dtype).reshape(tensor.shape)
 
 
 def _json(path: Path) -> dict:

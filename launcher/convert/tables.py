@@ -124,6 +124,7 @@ def _experts(model: Model, source: str = "mlp", **matrices: str) -> Rows:
 
 
 DENSE = _network("mlp", "mlp")
+SHARED_EXPERTS = _network("mlp.shared_experts", "mlp.shared_experts")
 SCORE_BIAS: Rows = (("mlp.router.expert_bias", copy, ("mlp.gate.e_score_correction_bias",)),)
 SHARED_GATE: Rows = (("mlp.shared_experts.gate_weight", copy, ("mlp.shared_expert_gate.weight",)),)
 
@@ -150,12 +151,17 @@ def _qwen3_next(model: Model, layer: Layer) -> Rows:
 
 
 def _deepseek_v2(model: Model, layer: Layer) -> Rows:
-    shared = _network("mlp.shared_experts", "mlp.shared_experts")
-    return NORMS + _latent(model) + (_experts(model) + shared if layer.moe else DENSE)
+    return NORMS + _latent(model) + (_experts(model) + SHARED_EXPERTS if layer.moe else DENSE)
 
 
 def _deepseek_v3(model: Model, layer: Layer) -> Rows:
     return _deepseek_v2(model, layer) + (SCORE_BIAS if layer.moe else ())
+
+
+def _glm4_moe(model: Model, layer: Layer) -> Rows:
+    attention = _grouped(model, model.attention.qkv_bias, model.attention.qk_norm)
+    experts = _experts(model) + SHARED_EXPERTS + SCORE_BIAS if layer.moe else DENSE
+    return NORMS + attention + experts
 
 
 @dataclass(frozen=True)
@@ -215,13 +221,15 @@ class Table:
     mtp: Mtp | None = None
     # Buffers that some publications contain and no weights are made of.
     ignored: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+    # Where its experts are, and what it calls their gate, up and down projections.
+    experts: tuple[str, str, str, str] = ("mlp", "gate_proj", "up_proj", "down_proj")
     zero_centred: bool = False  # weights of norms are distances from one (--apply-layernorm-1p)
 
 
 TABLES = {
     table.name: table
     for table in (
-        Table("mixtral", ("mixtral",), _mixtral),
+        Table("mixtral", ("mixtral",), _mixtral, experts=("block_sparse_moe", "w1", "w3", "w2")),
         Table("qwen2-moe", ("qwen2_moe",), _qwen2),
         Table("qwen3-moe", ("qwen3_moe",), _qwen3),
         Table(
@@ -236,6 +244,12 @@ TABLES = {
             "deepseek-v3",
             ("deepseek_v3", "kimi_k2"),
             _deepseek_v3,
+            Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
+        ),
+        Table(
+            "glm4-moe",
+            ("glm4_moe",),
+            _glm4_moe,
             Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
         ),
     )
@@ -262,11 +276,11 @@ def rows(table: Table, model: Model, vocabulary: int) -> Iterator[Row]:
 
 def twins(table: Table, model: Model) -> dict[str, str]:
     """Return the tensors that repeat another one: their name and the other's."""
-    if not table.mtp:
-        return {}
-    return dict(
-        pair for number in range(model.mtp_built) for pair in table.mtp.twins(model.layers, number)
-    )
+    found = {OUTPUT: EMBEDDING} if model.tied else {}
+    for number in range(model.mtp_built) if table.mtp else ():
+        found.update(table.mtp.twins(model.layers, number))
+    # With tied embeddings a copy of the output layer is one of the embedding.
+    return {name: found.get(other, other) for name, other in found.items()}
 
 
 def _expanded(table: Table, model: Model, layer: Layer, source: str) -> Iterator[Row]:

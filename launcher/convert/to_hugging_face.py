@@ -15,7 +15,16 @@ from typing import Any, Union
 
 import torch
 
-from launcher.convert import audit, hugging_face, legacy, manifest, resumable, tables, torch_dist
+from launcher.convert import (
+    audit,
+    encodings,
+    hugging_face,
+    legacy,
+    manifest,
+    resumable,
+    tables,
+    torch_dist,
+)
 from launcher.convert.audit import Filled, stop
 from launcher.convert.description import Description
 from launcher.convert.files import Output, ahead
@@ -33,12 +42,24 @@ Reader = Union[legacy.Reader, torch_dist.Reader]
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor to publish: the parameter it is a part of, and which part."""
+class Piece:
+    """A part of what a parameter is taken apart to."""
 
-    name: str
     one: Filled
     part: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.one.source_shapes[self.part]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to publish: the pieces that are written one behind the other."""
+
+    name: str
+    pieces: tuple[Piece, ...]
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -65,38 +86,71 @@ def published(
     filled = audit.pair(table, model, vocabulary(config, model.vocabulary))
     twins = tables.twins(table, model)
     names = audit.sources(filled, twins)
-    known = _dtypes(like, names)
+    there = _tensors(like)
+    known = _dtypes(there, names)
     found = {}
     for one in filled:
         for part, (name, shape) in enumerate(zip(one.row.sources, one.source_shapes)):
             usual = torch.float32 if one.parameter.float32 else job.dtype
-            found[name] = Tensor(name, one, part, known.get(name, usual), shape)
+            found[name] = Tensor(name, (Piece(one, part),), known.get(name, usual), shape)
     for name, other in twins.items():
-        if not known or name in known:
-            tensor = found[other]
-            found[name] = Tensor(name, tensor.one, tensor.part, tensor.dtype, tensor.shape)
-    return list(found.values())
+        if name in known or (not known and name != tables.OUTPUT):
+            found[name] = replace(found[other], name=name)
+    return list(_stacked(found, there, table).values())
 
 
-def _dtypes(like: Path, names: Collection[str]) -> dict[str, torch.dtype]:
-    """Return the dtypes that `like` has for tensors of these names, FP8 as bfloat16.
+def _tensors(like: Path) -> Mapping[str, hugging_face.Stored]:
+    """Return the tensors that are published in `like`; none where it has no weights."""
+    return hugging_face.open_source(like).tensors if any(like.glob("*.safetensors")) else {}
 
-    None without weights. Raises UsageError for a dtype that no weight can be written as.
-    """
-    if not any(like.glob("*.safetensors")):
-        return {}
-    dtypes, problems = {}, []
-    for name, tensor in hugging_face.open_source(like).tensors.items():
-        if name not in names:
-            continue
-        if tensor.dtype.startswith("F8_"):
-            dtypes[name] = torch.bfloat16
-        elif tensor.dtype in hugging_face.DTYPES:
-            dtypes[name] = hugging_face.DTYPES[tensor.dtype]
+
+def _stacked(
+    found: Mapping[str, Tensor], there: Mapping[str, hugging_face.Stored], table: Table
+) -> dict[str, Tensor]:
+    """Return the tensors with the experts in stacks where `there` has them so."""
+    stacks = encodings.stacks(there)
+    if not stacks:
+        return dict(found)
+    dtypes = _dtypes({name: there[name] for name in stacks}, stacks)
+    experts = encodings.Experts(table)
+    groups: dict[str, list[Tensor]] = {}
+    for name, tensor in found.items():
+        groups.setdefault(experts.stack_of(name, stacks) or name, []).append(tensor)
+    result = {}
+    for name, group in groups.items():
+        if name in stacks:
+            pieces = tuple(piece for tensor in group for piece in tensor.pieces)
+            count, rows, columns = there[name].shape
+            if len(pieces) * math.prod(group[0].shape) != count * rows * columns:
+                raise UsageError(f"LIKE_PATH: {name} is {[count, rows, columns]}, of another model")
+            result[name] = Tensor(name, pieces, dtypes[name], (count, rows, columns))
         else:
-            problems.append(f"{name} is {tensor.dtype}")
+            plain = experts.beside_stacks(name)
+            result[plain] = replace(group[0], name=plain)
+    return result
+
+
+def _dtypes(
+    there: Mapping[str, hugging_face.Stored], names: Collection[str]
+) -> dict[str, torch.dtype]:
+    """Return the dtypes of the tensors of these names, FP8 as bfloat16.
+
+    Raises UsageError for a dtype that no weight can be written as.
+    """
+    dtypes, problems = {}, []
+    for name in there.keys() & set(names):
+        dtype = there[name].dtype
+        if dtype.startswith("F8_"):
+            dtypes[name] = torch.bfloat16
+        elif dtype in hugging_face.DTYPES:
+            dtypes[name] = hugging_face.DTYPES[dtype]
+        else:
+            problems.append(f"{name} is {dtype}")
     known = ", ".join(hugging_face.DTYPES)
-    stop(problems, f"LIKE_PATH has dtypes that weights are not written as (those are {known}):")
+    stop(
+        sorted(problems),
+        f"LIKE_PATH has dtypes that weights are not written as (only {known} are):",
+    )
     return dtypes
 
 
@@ -130,17 +184,18 @@ def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str,
     changes = Changes()
     header = hugging_face.header([(one.name, one.dtype, one.shape) for one in group])
     output.write(header)
-    runs = [list(run) for _, run in groupby(group, lambda tensor: tensor.one)]
-    for run, whole in zip(runs, ahead(reader.read, [run[0].one.parameter for run in runs])):
-        how, name = run[0].one.row.how, run[0].one.parameter.name
-        require_finite(whole, name)
-        parts = how.backward(whole)
-        if isinstance(how, ZeroCentred):
-            changes.compare(whole, how.forward(parts), name)
-        for tensor in run:
-            part = changes.cast(parts[tensor.part], tensor.dtype, tensor.name)
-            if tuple(part.shape) != tensor.shape:
-                raise UsageError(f"{tensor.name}: {list(part.shape)}, not {list(tensor.shape)}")
+    pieces = [(tensor, piece) for tensor in group for piece in tensor.pieces]
+    runs = [list(run) for _, run in groupby(pieces, lambda one: id(one[1].one))]
+    for run, whole in zip(runs, ahead(reader.read, [run[0][1].one.parameter for run in runs])):
+        one = run[0][1].one
+        require_finite(whole, one.parameter.name)
+        parts = one.row.how.backward(whole)
+        if isinstance(one.row.how, ZeroCentred):
+            changes.compare(whole, one.row.how.forward(parts), one.parameter.name)
+        for tensor, piece in run:
+            part = changes.cast(parts[piece.part], tensor.dtype, one.row.sources[piece.part])
+            if tuple(part.shape) != piece.shape:
+                raise UsageError(f"{tensor.name}: {list(part.shape)}, not {list(piece.shape)}")
             output.tensor(part)
     return {"names": [tensor.name for tensor in group], "changes": changes.as_json()}
 

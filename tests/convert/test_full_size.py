@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.convert import audit, description, legacy, parameters, tables, to_megatron
+from launcher.convert import audit, description, encodings, legacy, parameters, tables, to_megatron
 from launcher.convert import torch_dist as dist
-from launcher.convert.hugging_face import SCALE, Source, Tensor
+from launcher.convert.hugging_face import Source, Tensor
 from launcher.plan.parameters import stages as count_stages
 from tests.support.synthetic import FAMILIES, environment
 
@@ -82,13 +82,14 @@ def published(model: str) -> Source:
         if quantized:
             blocks = tuple(-(-size // 128) for size in shape)
             size = 4 * math.prod(blocks)
-            tensors[name + SCALE] = Tensor(Path("meta"), "F32", blocks, 0, size)
+            tensors[f"{name}_scale_inv"] = Tensor(Path("meta"), "F32", blocks, 0, size)
     return Source(Path("meta"), described["config"], tensors)
 
 
 def matched(recipe: Recipe) -> to_megatron.Mapped:
     """A recipe's job and the published model, audited."""
-    source, table = published(recipe.model), tables.TABLES[recipe.table]
+    table = tables.TABLES[recipe.table]
+    source = encodings.decoded(published(recipe.model), table)
     environ = environment(Path(recipe.model), FAMILIES["deepseek-v3"], **dict(recipe.sizes))
     for name in ("TP", "PP", "EP", "VPP"):
         if name not in dict(recipe.sizes):

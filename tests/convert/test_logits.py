@@ -63,6 +63,7 @@ PARALLEL = {
         {"PP": "2"},
         (*MTP, "--pipeline-model-parallel-layout", "Et|t|t|tmL"),
     ),
+    "biases and norms, TP2": ("GLM-4.6", {"TP": "2"}, ()),
     "PP2 EP2, one layer last": (
         "Kimi-K2",
         {"PP": "2", "EP": "2"},
@@ -108,6 +109,9 @@ DAMAGE = {
     "DeepSeek-V3 without YaRN": _apply(
         f"{LAYER}self_attn.kv_a_proj_with_mqa.weight", _halved_rotation
     ),
+    "Moonlight": _apply(f"{LAYER}self_attn.kv_a_proj_with_mqa.weight", _halved_rotation),
+    "GLM-4.5-Air": _apply("model.layers.4.eh_proj.weight", lambda w: w.roll(64, dims=1)),
+    "GLM-4.6": _apply("model.layers.3.mlp.gate.e_score_correction_bias", torch.zeros_like),
     "Kimi-K2": _apply(f"{LAYER}mlp.gate.e_score_correction_bias", torch.zeros_like),
 }
 

@@ -58,7 +58,7 @@ class Attempt:
         """Write a shard and the index anew, with `change` applied to its tensors."""
         path = self.source / shard
         header = hugging_face.read_header(path)
-        found = {name: hugging_face._load(tensor) for name, tensor in header.items()}
+        found = {name: tensor.read() for name, tensor in header.items()}
         change(found)
         write_shard(path, found)
         index = self.source / hugging_face.INDEX
@@ -157,37 +157,47 @@ def test_leftovers_and_gaps(attempt: Attempt) -> None:
     shard = json.loads((attempt.source / hugging_face.INDEX).read_text())["weight_map"][name]
 
     def change(found: dict) -> None:
-        found["model.layers.2.mlp.experts.8.up_proj.weight"] = found[name]
+        more = "model.layers.2.mlp.experts.8.up_proj.weight"
+        found[more] = torch.ones(32, 64, dtype=torch.bfloat16)
         found["model.layers.2.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of no weight
         del found[name]
 
     attempt.rewrite(shard, change)
     problem = attempt.refused()
     assert f"{name} is not in the source" in problem
+    assert f"{name}_scale_inv is left over" in problem
     assert "model.layers.2.mlp.experts.8.up_proj.weight is left over" in problem
     assert "inv_freq" not in problem
     assert problem.startswith("the audit found ")
 
 
 def test_wrong_shapes_and_scales(attempt: Attempt) -> None:
+    shard = json.loads((attempt.source / hugging_face.INDEX).read_text())["weight_map"]
+
     def change(found: dict) -> None:
-        scale = next(name for name in found if name.endswith(hugging_face.SCALE))
-        del found[scale]
         weight = next(name for name, t in found.items() if t.dtype == torch.bfloat16)
         found[weight] = torch.ones(3, 3, dtype=torch.bfloat16)
-        found["model.norm.weight"] = torch.ones(64, dtype=torch.int8)
 
-    hugging_face.NAMES[torch.int8] = "I8"
-    hugging_face.DTYPES["I8"] = torch.int8
-    try:
-        shard = json.loads((attempt.source / hugging_face.INDEX).read_text())["weight_map"]
-        attempt.rewrite(shard["model.norm.weight"], change)
-    finally:
-        del hugging_face.NAMES[torch.int8], hugging_face.DTYPES["I8"]
+    attempt.rewrite(shard["model.norm.weight"], change)
+    assert "is [3, 3], the model needs [" in attempt.refused()
+
+    def strange(found: dict) -> None:
+        found["model.norm.weight"] = torch.ones(64, dtype=torch.int32)
+
+    attempt.rewrite(shard["model.norm.weight"], strange)
     problem = attempt.refused()
-    assert "is [3, 3], the model needs [" in problem
-    assert "model.norm.weight is I8; known: F32" in problem
-    assert "is FP8 without weight_scale_inv" in problem or "is left over" in problem
+    assert problem.startswith(
+        "the source stores weights as I32 (no quantization_config), which are"
+    )
+    assert "model.norm.weight is I32 [64]" in problem
+
+    def lose(found: dict) -> None:
+        del found[next(name for name in found if name.endswith("_scale_inv"))]
+
+    attempt.rewrite(FIRST, lose)
+    problem = attempt.refused()
+    assert problem.startswith("the source is quantized in a way that is not dequantized here: 1: ")
+    assert "is FP8 without weight_scale_inv" in problem or "scales a" in problem
 
 
 def test_copies_that_differ(attempt: Attempt) -> None:

@@ -93,7 +93,7 @@ def test_mtp_means_the_same_both_ways(
     published, made = tmp_path / "published", tmp_path / "made"
     model = publish(published, FAMILY, shards=1)
     path = next(published.glob("*.safetensors"))
-    found = {n: hugging_face._load(t) for n, t in hugging_face.read_header(path).items()}
+    found = {n: t.read() for n, t in hugging_face.read_header(path).items()}
 
     def run(source: Path, target: str, **variables: object) -> int:
         variables = {"SOURCE_CKPT_PATH": source, "TARGET_CKPT_PATH": tmp_path / target, **variables}
@@ -135,15 +135,16 @@ def test_dtypes_that_no_weight_has(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     (tmp_path / "config.json").write_text("{}")
-    found = to_hugging_face._dtypes(tmp_path, {"lm_head.weight"})
+    there = to_hugging_face._tensors(tmp_path)
+    found = to_hugging_face._dtypes(there, {"lm_head.weight"})
     assert found == {"lm_head.weight": torch.bfloat16}
-    with pytest.raises(UsageError, match=r"LIKE_PATH has dtypes .* 2: model.norm.weight is I32; "):
-        to_hugging_face._dtypes(tmp_path, kinds.keys())
+    with pytest.raises(UsageError, match=r"LIKE_PATH has dtypes .* 2: model.layers.0.x is BOOL; "):
+        to_hugging_face._dtypes(there, kinds.keys())
 
 
 def test_the_description_is_that_of_what_is_written() -> None:
     def tensor(name: str, dtype: torch.dtype, rows: int) -> to_hugging_face.Tensor:
-        return to_hugging_face.Tensor(name, None, 0, dtype, (rows, 8))
+        return to_hugging_face.Tensor(name, (), dtype, (rows, 8))
 
     written = [
         tensor("model.embed_tokens.weight", torch.float16, 300),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from launcher.convert.hugging_face import dequantize
+from launcher.convert.encodings import dequantize
 from launcher.convert.transforms import DeltaNetInput, QueryKeyValue, ZeroCentred
 
 

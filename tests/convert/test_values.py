@@ -79,7 +79,7 @@ def test_a_conversion_says_what_it_changed(tmp_path: Path, capsys: pytest.Captur
     published = tmp_path / "published"
     model = publish(published, FAMILY, shards=1)
     path = next(published.glob("*.safetensors"))
-    found = {n: hugging_face._load(t).half() for n, t in hugging_face.read_header(path).items()}
+    found = {n: t.read().half() for n, t in hugging_face.read_header(path).items()}
     write_shard(path, found)
     environ = environment(
         model,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.convert import audit, description, hugging_face, tables
+from launcher.convert import audit, description, encodings, hugging_face, tables
 from launcher.convert.__main__ import main
 from tests.support.launching import ROOT
 
@@ -249,9 +249,11 @@ def convert(family: Family, environ: dict[str, str], *words: str) -> int:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Read a published model, FP8 as bfloat16."""
     source = hugging_face.open_source(folder)
-    return {
-        name: source.read(name) for name in source.tensors if not name.endswith(hugging_face.SCALE)
-    }
+    table = next(
+        one for one in tables.TABLES.values() if source.config["model_type"] in one.model_types
+    )
+    plain = encodings.decoded(source, table)
+    return {name: plain.read(name) for name in plain.tensors}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -72,6 +72,37 @@ LATENT_ARGUMENTS = {
     "--kv-channels": 16,
     "--moe-layer-freq": "([0]*1+[1]*3)",
 }
+GLM = {
+    "num_key_value_heads": 2,
+    "head_dim": 24,  # wider than hidden size / heads
+    "attention_bias": True,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.0,
+    "rms_norm_eps": 1e-5,
+    "num_nextn_predict_layers": 1,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.5,
+    },
+}
+GLM_ARGUMENTS = {
+    "--num-query-groups": 2,
+    "--kv-channels": 24,
+    "--add-qkv-bias": True,
+    "--rotary-percent": 0.5,
+    "--norm-epsilon": 1e-5,
+    "--moe-layer-freq": "([0]*1+[1]*3)",
+    "--moe-router-topk": 3,
+    "--moe-router-score-function": "sigmoid",
+    "--moe-router-enable-expert-bias": True,
+    "--moe-router-dtype": "fp32",
+    "--moe-shared-expert-intermediate-size": 48,
+}
 
 
 def yarn(theta: float, factor: float, mscale: float) -> dict[str, Any]:
@@ -95,7 +126,10 @@ def plain(theta: float, **others: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny model: transformers' class by its model_type, and the zoo's model that it is one of."""
+    """A tiny model: transformers' class by its model_type, and the zoo's model that it is one of.
+
+    `zoo` may be a path too, of a base model's YAML.
+    """
 
     model_type: str
     zoo: str
@@ -301,6 +335,58 @@ MODELS = {
             **LATENT_ARGUMENTS,
             "--moe-router-topk": 4,
             "--moe-shared-expert-intermediate-size": 48,
+        },
+    ),
+    # DeepSeek-V3's architecture without query compression and without YaRN.
+    "Moonlight": Tiny(
+        "deepseek_v3",
+        "base/deepseek-v3",
+        "deepseek-v3",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.446,
+            "rms_norm_eps": 1e-5,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": plain(50000),
+        },
+        {
+            **LATENT_ARGUMENTS,
+            "--q-lora-rank": False,
+            "--norm-epsilon": 1e-5,
+            "--rope-type": "rope",
+            "--rotary-base": 50000,
+            "--rotary-scaling-factor": 1.0,
+            "--max-position-embeddings": 256,
+            "--moe-router-topk": 3,
+            "--moe-router-topk-scaling-factor": 2.446,
+            "--moe-shared-expert-intermediate-size": 96,
+        },
+        release="0.18",  # as DeepSeek-V2-Lite
+    ),
+    # Air has no norms of queries and keys, the larger GLM-4.5 and GLM-4.6 have.
+    "GLM-4.5-Air": Tiny("glm4_moe", "base/qwen", "glm4-moe", GLM, GLM_ARGUMENTS, "model.layers.4."),
+    "GLM-4.6": Tiny(
+        "glm4_moe",
+        "base/qwen",
+        "glm4-moe",
+        {
+            **GLM,
+            "use_qk_norm": True,
+            "first_k_dense_replace": 3,
+            "routed_scaling_factor": 2.5,
+            "num_nextn_predict_layers": 0,
+        },
+        {
+            **GLM_ARGUMENTS,
+            "--qk-layernorm": True,
+            "--moe-layer-freq": "([0]*3+[1]*1)",
+            "--moe-router-topk-scaling-factor": 2.5,
         },
     ),
 }
