@@ -75,7 +75,14 @@ def _to_megatron(
 ) -> int:
     form = _choice(environ, "FORMAT", FORMATS)
     configuration.check_kind(hugging_face.read_config(source), table)
-    read = encodings.decoded(hugging_face.open_source(source), table)
+    stored = hugging_face.open_source(source)
+    read = encodings.decoded(stored, table)
+    if beside := encodings.beside_language(stored):
+        print(
+            f"note: {len(beside)} tensors are no part of the language model and left out "
+            f"({beside[0]}, …)",
+            file=sys.stderr,
+        )
     layers = _layers(read.config)
     there = _published_mtp(table, read.tensors, layers)
     left_out: list[str] = []

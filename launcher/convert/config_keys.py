@@ -28,6 +28,7 @@ class Keys:
     only: Only
     ignored: frozenset[str]
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names of compared keys
+    positions: frozenset[str] = frozenset()  # keys of rope_parameters without influence on text
 
 
 # Of transformers' PretrainedConfig, its earlier versions' included: files, outputs, generation.
@@ -227,6 +228,42 @@ KEYS: dict[str, Keys] = {
         {**_NO_BIAS, "use_sliding_window": (False,)},
         _IGNORED | {"sliding_window", "max_window_layers"},
         _ROUTER_ALIASES,
+    ),
+    "qwen3_5_moe_text": Keys(
+        {
+            **{
+                k: v
+                for k, v in _qwen().items()
+                if k not in ("decoder_sparse_step", "mlp_only_layers")
+            },
+            "vocab_size": 248320,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "partial_rotary_factor": 0.25,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "norm_topk_prob": True,
+            "layer_types": None,
+            "full_attention_interval": 4,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+        },
+        {
+            **_NO_BIAS,
+            "attn_output_gate": (True,),
+            "mamba_ssm_dtype": ("float32",),
+            "mlp_only_layers": ([], ()),
+        },
+        _IGNORED | {"intermediate_size", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"},
+        _ROUTER_ALIASES,
+        frozenset({"mrope_section", "mrope_interleaved"}),
     ),
     "deepseek_v2": Keys(
         {

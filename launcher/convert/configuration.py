@@ -201,7 +201,8 @@ def _unsupported(said: Config, keys: Keys) -> Iterator[str]:
             yield f"{place} {inside!r} in config.json is no object"
             continue
         for key, given in (inside or {}).items():
-            if key not in _POSITION_DEFAULTS and not _is_nothing(given):
+            known = key in _POSITION_DEFAULTS or key in keys.positions
+            if not known and not _is_nothing(given):
                 yield _unknown(f"{place}.{key}", given)
 
 

@@ -61,13 +61,59 @@ class Quantized:
 def decoded(source: Source, table: Table) -> Source:
     """Return the source with every tensor plain. Raises UsageError for an unknown encoding."""
     scheme = _scheme(source.config)
-    tensors: dict[str, Stored] = dict(source.tensors)
+    beside = set(beside_language(source))
+    tensors: dict[str, Stored] = {
+        plain_name(name): one for name, one in source.tensors.items() if name not in beside
+    }
     problems: list[str] = []
     for act in (_fp8, _int4):
         act(tensors, scheme, problems)
     stop(sorted(problems), "the source is quantized in a way that is not dequantized here:")
     _check_encoded(tensors, scheme)
     return replace(source, tensors=dict(_unstacked(tensors, table)))
+
+
+# How models that see, too, call the parts of their language model: as the text model alone does.
+_LANGUAGE = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+)
+_BESIDE = re.compile(
+    r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|mm_projector)\..*"
+)
+
+
+def beside_language(source: Source) -> list[str]:
+    """Return the tensors of a model that sees, too, which are no part of its language model."""
+    if "text_config" not in source.config:
+        return []
+    return [name for name in source.tensors if _BESIDE.fullmatch(name)]
+
+
+def plain_name(name: str) -> str:
+    """Return what the language model alone calls a tensor."""
+    for start, plain in _LANGUAGE:
+        if name.startswith(start):
+            return plain + name[len(start) :]
+    return name
+
+
+def names_as(there: Iterable[str]) -> Callable[[str], str]:
+    """Return what makes of a plain name the one that a model with these names would have."""
+    changes = [
+        (plain, start)
+        for start, plain in _LANGUAGE
+        if any(name.startswith(start) for name in there)
+    ]
+
+    def named(name: str) -> str:
+        for plain, start in changes:
+            if name.startswith(plain):
+                return start + name[len(plain) :]
+        return name
+
+    return named
 
 
 @dataclass(frozen=True)
@@ -180,6 +226,8 @@ def dequantize(
 ) -> torch.Tensor:
     """Return FP8 [m, n] times its blocks' scales, in float32, rounded to bfloat16."""
     rows, columns = weight.shape
+    if scales.numel() == 1 and rows <= BLOCK:
+        return (weight.float() * scales.float()).bfloat16()
     result = torch.empty(rows, columns, dtype=torch.bfloat16)
     scales = scales.float().reshape(-(-rows // block[0]), -(-columns // block[1]))
     if block == (1, columns):

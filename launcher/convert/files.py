@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +39,13 @@ def read_bytes(path: Path, begin: int, size: int) -> torch.Tensor:
 
     Raises UsageError where the file is shorter.
     """
+    if size < SMALL:
+        return _read_small(path, begin, size)
     first, last = begin // PAGE * PAGE, _rounded(begin + size)
     memory = torch.empty(last - first + PAGE, dtype=torch.uint8)
     start = -memory.data_ptr() % PAGE
     view = memoryview(memory.numpy())[start : start + last - first]
-    file = _opened(path, size >= SMALL, path.stat().st_mtime_ns)
+    file = _opened(path, True, path.stat().st_mtime_ns)
     done, wanted = 0, begin + size - first
     while done < wanted:
         count = _allowed(file, os.preadv, file.fileno(), [view[done:]], first + done)
@@ -51,6 +53,17 @@ def read_bytes(path: Path, begin: int, size: int) -> torch.Tensor:
             raise UsageError(f"{path}: cut short while it was read")
         done += count
     return memory[start + begin - first :][:size]
+
+
+def _read_small(path: Path, begin: int, size: int) -> torch.Tensor:
+    """Return the bytes by one call through the cache; a small tensor costs little else."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    data = bytearray(size)
+    file = _opened(path, False, path.stat().st_mtime_ns)
+    if os.preadv(file.fileno(), [data], begin) != size:
+        raise UsageError(f"{path}: cut short while it was read")
+    return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def digest(path: Path, progress: Progress = lambda count: None) -> str:
@@ -66,16 +79,25 @@ def digest(path: Path, progress: Progress = lambda count: None) -> str:
     return found.hexdigest()
 
 
-def ahead(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """Return function(item) for each item in turn, a few of them begun before they are due."""
-    pool, begun = ThreadPoolExecutor(2), deque[Future[Found]]()
+def ahead(
+    function: Callable[[Item], Found],
+    items: Iterable[Item],
+    small: Callable[[Item], bool] = lambda item: False,
+) -> Iterator[Found]:
+    """Return function(item) for each item in turn, a few of them begun before they are due.
+
+    What is `small` is done when it is due: handing it to a thread would cost more than it does.
+    """
+    pool, begun = ThreadPoolExecutor(2), deque[Callable[[], Found]]()
     try:
         for item in items:
-            begun.append(pool.submit(function, item))
+            begun.append(
+                partial(function, item) if small(item) else pool.submit(function, item).result
+            )
             if len(begun) > AHEAD:
-                yield begun.popleft().result()
+                yield begun.popleft()()
         while begun:
-            yield begun.popleft().result()
+            yield begun.popleft()()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -128,6 +150,13 @@ class Output:
         if next(pieces, None) is not None:
             raise RuntimeError("more pieces than tensors")
 
+    def save_tensor(self, sizes: tuple[int, ...], tensor: torch.Tensor) -> None:
+        """Append what torch.save makes of one tensor, given other sizes of the same elements."""
+        head, tail = _around(sizes, tensor.dtype)
+        self.write(head)
+        self.tensor(tensor)
+        self.write(tail)
+
     def close(self) -> str:
         """Wait until the file is on disk; return its SHA-256."""
         self._hand_over()
@@ -154,6 +183,39 @@ class Output:
         while data:
             data = data[_allowed(self._file, self._file.write, data) :]
         self._progress(count)
+
+
+@lru_cache(maxsize=1024)
+def _around(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """Return what torch.save writes before and behind a tensor's bytes; neither depends on them."""
+    file = _Around()
+    with torch.serialization.skip_data():
+        torch.save(torch.empty(sizes, dtype=dtype), file)
+    return bytes(file.head), bytes(file.tail)
+
+
+class _Around:
+    """What torch.save writes to, kept by whether it is before the tensor or behind it."""
+
+    def __init__(self) -> None:
+        self.head, self.tail, self._behind, self._place = bytearray(), bytearray(), False, 0
+
+    def write(self, data: Any) -> int:
+        """Keep what is not the tensor's."""
+        part = memoryview(data).cast("B")
+        (self.tail if self._behind else self.head).extend(part)
+        self._place += len(part)
+        return len(part)
+
+    def seek(self, count: int, whence: int) -> int:
+        """Pass over the tensor."""
+        assert whence == os.SEEK_CUR
+        self._behind = True
+        self._place += count
+        return self._place
+
+    def flush(self) -> None:
+        """Nothing is to be done."""
 
 
 class _Filled:

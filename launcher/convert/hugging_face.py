@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +80,12 @@ class Tensor:
             data = data.clone()
         return data.view(dtype).reshape(self.shape)
 
+    def rows(self, part: int, parts: int) -> Tensor:
+        """Return one of as many equal parts of the rows."""
+        size = self.size // parts
+        shape = (self.shape[0] // parts, *self.shape[1:])
+        return replace(self, shape=shape, begin=self.begin + part * size, size=size)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -89,9 +95,14 @@ class Source:
     config: Mapping[str, Any]
     tensors: Mapping[str, Stored]
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor."""
-        return self.tensors[name].read()
+    def read(self, name: str, part: int = 0, parts: int = 1) -> torch.Tensor:
+        """Return a tensor, or one of as many equal parts of its rows."""
+        tensor = self.tensors[name]
+        if parts == 1:
+            return tensor.read()
+        if isinstance(tensor, Tensor):
+            return tensor.rows(part, parts).read()
+        return tensor.read().chunk(parts)[part]
 
 
 def open_source(folder: Path) -> Source:

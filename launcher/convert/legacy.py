@@ -135,9 +135,14 @@ def shard(
     """Return a rank's part of a parameter, given by its sections, likewise."""
     if parameter.axis is None:
         return list(sections)
-    number = rank.expert_tensor if parameter.expert else rank.tensor
-    count = _split(parameter, job)
+    number, count = part_of(parameter, job, rank)
     return [section.chunk(count, parameter.axis)[number] for section in sections]
+
+
+def part_of(parameter: Parameter, job: Description, rank: Rank) -> tuple[int, int]:
+    """Return which of how many parts of a split parameter a rank has."""
+    number = rank.expert_tensor if parameter.expert else rank.tensor
+    return number, _split(parameter, job)
 
 
 def _split(parameter: Parameter, job: Description) -> int:

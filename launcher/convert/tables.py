@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from launcher.convert import parameters
 from launcher.convert.transforms import (
+    Concatenated,
     Copy,
     DeltaNetInput,
     PadRows,
@@ -87,12 +88,11 @@ def _latent(model: Model) -> Rows:
     )
 
 
-def _delta_net(model: Model) -> Rows:
+def _delta_net(model: Model, how: Transform, inputs: tuple[str, ...]) -> Rows:
     """Gated delta net. Its own norm is centred on one in transformers, on zero in Megatron."""
-    assert model.linear_attention is not None
-    inputs = ("linear_attn.in_proj_qkvz.weight", "linear_attn.in_proj_ba.weight")
+    names = tuple(f"linear_attn.{name}.weight" for name in inputs)
     return (
-        ("self_attention.in_proj.weight", DeltaNetInput.of(model.linear_attention), inputs),
+        ("self_attention.in_proj.weight", how, names),
         ("self_attention.conv1d.weight", copy, ("linear_attn.conv1d.weight",)),
         ("self_attention.dt_bias", copy, ("linear_attn.dt_bias",)),
         ("self_attention.A_log", copy, ("linear_attn.A_log",)),
@@ -145,7 +145,22 @@ def _qwen3(model: Model, layer: Layer) -> Rows:
 
 
 def _qwen3_next(model: Model, layer: Layer) -> Rows:
-    attention = _delta_net(model) if layer.linear else _grouped(model, norms=True)
+    assert model.linear_attention is not None
+    join = DeltaNetInput.of(model.linear_attention)
+    return _hybrid(model, layer, join, ("in_proj_qkvz", "in_proj_ba"))
+
+
+def _qwen3_5(model: Model, layer: Layer) -> Rows:
+    net = model.linear_attention
+    assert net is not None
+    sizes = (2 * net.keys + net.values, net.values, net.value_heads, net.value_heads)
+    names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+    return _hybrid(model, layer, Concatenated(sizes), names)
+
+
+def _hybrid(model: Model, layer: Layer, how: Transform, inputs: tuple[str, ...]) -> Rows:
+    """Gated delta nets with gated attention between them."""
+    attention = _delta_net(model, how, inputs) if layer.linear else _grouped(model, norms=True)
     shared = _network("mlp.shared_experts", "mlp.shared_expert") + SHARED_GATE
     return NORMS + attention + (_experts(model) + shared if layer.moe else DENSE)
 
@@ -236,6 +251,13 @@ TABLES = {
             "qwen3-next",
             ("qwen3_next",),
             _qwen3_next,
+            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, 1),
+            zero_centred=True,
+        ),
+        Table(
+            "qwen3-5-moe",
+            ("qwen3_5_moe_text",),
+            _qwen3_5,
             Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, 1),
             zero_centred=True,
         ),

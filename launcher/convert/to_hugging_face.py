@@ -26,8 +26,9 @@ from launcher.convert import (
     torch_dist,
 )
 from launcher.convert.audit import Filled, stop
+from launcher.convert.configuration import language_model
 from launcher.convert.description import Description
-from launcher.convert.files import Output, ahead
+from launcher.convert.files import SMALL, Output, ahead
 from launcher.convert.megatron_source import Checkpoint
 from launcher.convert.tables import Table
 from launcher.convert.to_megatron import vocabulary
@@ -86,7 +87,8 @@ def published(
     filled = audit.pair(table, model, vocabulary(config, model.vocabulary))
     twins = tables.twins(table, model)
     names = audit.sources(filled, twins)
-    there = _tensors(like)
+    stored = _tensors(like)
+    there = {encodings.plain_name(name): one for name, one in stored.items()}
     known = _dtypes(there, names)
     found = {}
     for one in filled:
@@ -96,7 +98,11 @@ def published(
     for name, other in twins.items():
         if name in known or (not known and name != tables.OUTPUT):
             found[name] = replace(found[other], name=name)
-    return list(_stacked(found, there, table).values())
+    result = _stacked(found, there, table).values()
+    if "text_config" in config:
+        return list(result)  # the language model alone
+    named = encodings.names_as(stored)
+    return [replace(tensor, name=named(tensor.name)) for tensor in result]
 
 
 def _tensors(like: Path) -> Mapping[str, hugging_face.Stored]:
@@ -186,7 +192,12 @@ def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str,
     output.write(header)
     pieces = [(tensor, piece) for tensor in group for piece in tensor.pieces]
     runs = [list(run) for _, run in groupby(pieces, lambda one: id(one[1].one))]
-    for run, whole in zip(runs, ahead(reader.read, [run[0][1].one.parameter for run in runs])):
+    wholes = ahead(
+        reader.read,
+        [run[0][1].one.parameter for run in runs],
+        small=lambda parameter: parameter.numel < SMALL // 2,
+    )
+    for run, whole in zip(runs, wholes):
         one = run[0][1].one
         require_finite(whole, one.parameter.name)
         parts = one.row.how.backward(whole)
@@ -204,16 +215,14 @@ def described(
     config: Mapping[str, Any], table: Table, tensors: Sequence[Tensor], mtp: int
 ) -> dict[str, Any]:
     """Return config.json as it is true of what is written: unquantized, its dtype and sizes."""
-    text = config.get("text_config")
-    if isinstance(text, Mapping):
-        inner = described(text, table, tensors, mtp)
-        return {**_unquantized(config), "text_config": inner}
+    if isinstance(config.get("text_config"), Mapping):
+        config = language_model(config)  # which is written alone
     bytes_of: Counter[torch.dtype] = Counter()
     for tensor in tensors:
         bytes_of[tensor.dtype] += tensor.bytes
     ((dtype, _),) = bytes_of.most_common(1)
     name = str(dtype).removeprefix("torch.")
-    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == tables.EMBEDDING)
+    rows = next(tensor.shape[0] for tensor in tensors if tensor.name.endswith(EMBEDDING))
     found = {**_unquantized(config), "vocab_size": rows}
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         found[key] = name
@@ -223,7 +232,8 @@ def described(
     return {**found, **dict.fromkeys(counts, mtp)}
 
 
-MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
+EMBEDDING = "embed_tokens.weight"
+MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 
 
 def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:

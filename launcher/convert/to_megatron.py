@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,11 +14,11 @@ from launcher.convert import audit, legacy, resumable, tables, torch_dist
 from launcher.convert.audit import Filled
 from launcher.convert.configuration import language_model
 from launcher.convert.description import Description
-from launcher.convert.files import Output, ahead, digest
+from launcher.convert.files import SMALL, Output, ahead, digest
 from launcher.convert.hugging_face import Source
 from launcher.convert.megatron_source import TRACKER
 from launcher.convert.tables import Table
-from launcher.convert.transforms import Stack, ZeroCentred
+from launcher.convert.transforms import Copy, QueryKeyValue, Stack, ZeroCentred
 from launcher.convert.values import Changes
 from launcher.errors import UsageError
 from launcher.plan.stages import Layer
@@ -35,7 +35,7 @@ class Mapped:
     filled: tuple[Filled, ...]
     twins: Mapping[str, str]
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, Filled]:
         """Every parameter, by its name."""
         return {one.parameter.name: one for one in self.filled}
@@ -70,34 +70,59 @@ def bytes_of(one: Filled, job: Description) -> int:
 
 
 def read_sections(
-    mapped: Mapped, wanted: Sequence[Filled], changes: Changes
+    mapped: Mapped, wanted: Sequence[Filled], changes: Changes, rank: legacy.Rank | None = None
 ) -> Iterator[list[torch.Tensor]]:
-    """Return each parameter, unsplit, by its sections; the next ones are read meanwhile.
+    """Return each parameter by its sections, the rank's part of them; the next are read meanwhile.
 
-    What becomes of the values is noted in `changes`.
+    Without a rank they are whole. What becomes of the values is noted in `changes`.
     """
+    shares = [_share(mapped, one, rank) for one in wanted]
     found = ahead(
         lambda item: _read_source(mapped, *item, changes),
-        [(one, name) for one in wanted for name in one.row.sources],
+        [(one, name, share) for one, share in zip(wanted, shares) for name in one.row.sources],
+        small=lambda item: math.prod(mapped.source.tensors[item[1]].shape) < SMALL // 2,
     )
-    for one in wanted:
+    for one, share in zip(wanted, shares):
         tensors = [next(found) for _ in one.row.sources]
-        if isinstance(one.row.how, Stack):  # its tensors are the sections
-            yield tensors
-            continue
-        whole = one.row.how.forward(tensors)
-        if isinstance(one.row.how, ZeroCentred):
-            changes.compare(tensors[0], one.row.how.backward(whole)[0], one.row.sources[0])
-        yield list(whole.split(one.parameter.sections or len(whole)))
+        how = one.row.how.share(share[1]) if isinstance(one.row.how, QueryKeyValue) else one.row.how
+        if isinstance(how, Stack):  # its tensors are the sections
+            sections = tensors
+        else:
+            whole = how.forward(tensors)
+            if isinstance(how, ZeroCentred):
+                changes.compare(tensors[0], how.backward(whole)[0], one.row.sources[0])
+            sections = list(whole.split(one.parameter.sections or len(whole)))
+        if rank and share == WHOLE:
+            sections = legacy.shard(sections, one.parameter, mapped.job, rank)
+        yield sections
 
 
-def _read_source(mapped: Mapped, one: Filled, name: str, changes: Changes) -> torch.Tensor:
-    """Return a tensor in the checkpoint's dtype. Raises UsageError where its copy differs."""
-    tensor = mapped.source.read(name)
+WHOLE = (0, 1)
+
+
+def _share(mapped: Mapped, one: Filled, rank: legacy.Rank | None) -> tuple[int, int]:
+    """Return which of how many parts of each source's rows a rank needs; WHOLE where all.
+
+    A split over the rows is one of the sources' rows where they are copied or joined by group.
+    """
+    if rank is None or one.parameter.axis != 0:
+        return WHOLE
+    if not isinstance(one.row.how, (Copy, Stack, QueryKeyValue)):
+        return WHOLE
+    if one.row.sources[0] in mapped.twins.values():
+        return WHOLE  # which is compared, whole
+    return legacy.part_of(one.parameter, mapped.job, rank)
+
+
+def _read_source(
+    mapped: Mapped, one: Filled, name: str, share: tuple[int, int], changes: Changes
+) -> torch.Tensor:
+    """Return a part of a tensor, as it is stored. Raises UsageError where copies differ."""
+    tensor = mapped.source.read(name, *share)
     for twin, other in mapped.twins.items():
         if other == name and not torch.equal(mapped.source.read(twin), tensor):
             raise UsageError(f"{twin} is not equal to {name}, and Megatron has one tensor for both")
-    return changes.cast(tensor, one.dtype(mapped.job.dtype), name)
+    return changes.cast(tensor, one.dtype(mapped.job.dtype), name, part=share[0])
 
 
 # torch_dist: a file holds some parameters, whole.
@@ -161,9 +186,7 @@ def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> dict[str, 
         shape, dtype = legacy.local_shape(one.parameter, job), one.dtype(job.dtype)
         models[place.model][place.name] = torch.empty(shape, dtype=dtype)
     pieces = (
-        piece
-        for one, sections in zip(filled, read_sections(mapped, filled, changes))
-        for piece in legacy.shard(sections, one.parameter, job, rank)
+        piece for sections in read_sections(mapped, filled, changes, rank) for piece in sections
     )
     output.save(legacy.state(job, models), pieces)
     return {"changes": changes.as_json()}

@@ -87,7 +87,7 @@ def write(
         assert len(part) == rows.stop - rows.start, parameter
         begin = output.bytes
         sizes = (*(1 for _ in where.stack), *part.shape)
-        output.save(torch.empty(sizes, dtype=part.dtype), iter([part]))
+        output.save_tensor(sizes, part)
         written.append(
             {
                 "key": key,

@@ -8,7 +8,7 @@ device too, so shapes are checked with the very code that moves the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import torch
@@ -61,6 +61,10 @@ class QueryKeyValue:
         return cls(
             attention.heads, attention.query_groups, attention.head_dim, attention.output_gate
         )
+
+    def share(self, count: int) -> QueryKeyValue:
+        """Return the transform of one of `count` equal parts of the groups."""
+        return replace(self, heads=self.heads // count, groups=self.groups // count)
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Interleave [Q, K, V]."""
@@ -132,6 +136,21 @@ class DeltaNetInput:
 
 
 @dataclass(frozen=True)
+class Concatenated:
+    """Matrices over each other, of these many rows."""
+
+    sizes: tuple[int, ...]
+
+    def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Concatenate along the rows."""
+        return torch.cat(list(tensors))
+
+    def backward(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Return each."""
+        return list(whole.split(self.sizes))
+
+
+@dataclass(frozen=True)
 class ZeroCentred:
     """A norm's weight around one becomes one around zero.
 
@@ -167,4 +186,4 @@ class PadRows:
         return [whole[: self.rows]]
 
 
-Transform = Union[Copy, Stack, QueryKeyValue, DeltaNetInput, ZeroCentred, PadRows]
+Transform = Union[Copy, Stack, QueryKeyValue, DeltaNetInput, Concatenated, ZeroCentred, PadRows]

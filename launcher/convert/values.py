@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -94,7 +95,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     """Say so by the extremes: one pass, and NaN wins both."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
 
 
 def summary(records: Iterable[Mapping]) -> Iterator[str]:

@@ -109,6 +109,9 @@ DAMAGE = {
     "DeepSeek-V3 without YaRN": _apply(
         f"{LAYER}self_attn.kv_a_proj_with_mqa.weight", _halved_rotation
     ),
+    "Qwen3.5": _swap(
+        f"{LAYER}linear_attn.in_proj_a.weight", f"{LAYER}linear_attn.in_proj_b.weight"
+    ),
     "Moonlight": _apply(f"{LAYER}self_attn.kv_a_proj_with_mqa.weight", _halved_rotation),
     "GLM-4.5-Air": _apply("model.layers.4.eh_proj.weight", lambda w: w.roll(64, dims=1)),
     "GLM-4.6": _apply("model.layers.3.mlp.gate.e_score_correction_bias", torch.zeros_like),

@@ -166,7 +166,10 @@ def test_the_description_is_that_of_what_is_written() -> None:
         **true,
         "torch_dtype": "float16",
     }
-    inside = to_hugging_face.described(
-        {"model_type": "a", "text_config": config}, table, written, 1
-    )
-    assert inside["text_config"] == {"vocab_size": 300, "hidden_size": 8, "torch_dtype": "float16"}
+    outer = {"model_type": "sees", "text_config": {**config, "model_type": "text"}}
+    assert to_hugging_face.described(outer, table, written, 1) == {
+        "model_type": "text",
+        "vocab_size": 300,
+        "hidden_size": 8,
+        "torch_dtype": "float16",
+    }

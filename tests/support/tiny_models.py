@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
+ZERO_CENTRED = ("qwen3_next", "qwen3_5_moe_text")
 VOCABULARY = 250
 PADDED_VOCABULARY = 256  # by Megatron, to a multiple of 64 or of 128 at TP2
 LENGTH = 32
@@ -95,6 +96,7 @@ GLM_ARGUMENTS = {
     "--kv-channels": 24,
     "--add-qkv-bias": True,
     "--rotary-percent": 0.5,
+    "--max-position-embeddings": 256,
     "--norm-epsilon": 1e-5,
     "--moe-layer-freq": "([0]*1+[1]*3)",
     "--moe-router-topk": 3,
@@ -337,6 +339,34 @@ MODELS = {
             "--moe-shared-expert-intermediate-size": 48,
         },
     ),
+    "Qwen3.5": Tiny(
+        "qwen3_5_moe_text",
+        "Qwen3-Next-80B-A3B",
+        "qwen3-5-moe",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": plain(1e7, partial_rotary_factor=0.25),
+        },
+        {
+            "--num-query-groups": 2,
+            "--kv-channels": 32,
+            "--linear-key-head-dim": 12,
+            "--linear-value-head-dim": 16,
+            "--linear-num-key-heads": 2,
+            "--linear-num-value-heads": 4,
+            "--moe-shared-expert-intermediate-size": 40,
+        },
+    ),
     # DeepSeek-V3's architecture without query compression and without YaRN.
     "Moonlight": Tiny(
         "deepseek_v3",
@@ -489,7 +519,7 @@ def make(name: str) -> Made:
     tensors = dict(model.named_parameters())
     tensors.update((key, value) for key, value in model.named_buffers() if key in kept)
     tensors.update((f"mtp.{key}.weight", value) for key, value in mtp.items())
-    fill(tensors, seed=5, zero_centred=tiny.model_type == "qwen3_next")
+    fill(tensors, seed=5, zero_centred=tiny.model_type in ZERO_CENTRED)
     return Made(name, model, mtp)
 
 
