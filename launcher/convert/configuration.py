@@ -66,6 +66,13 @@ def notes(config: Config, model: Model) -> Iterator[str]:
             f"the published positions have beta_fast {beta}, Megatron's latent attention has the "
             f"constant {YARN_BETA_FAST}: its logits will not be the published model's"
         )
+    epsilon = said["rms_norm_eps"]
+    if model.attention.latent and not _equal(epsilon, LATENT_EPSILON):
+        yield (
+            f"the published norms of compressed queries, keys and values have epsilon "
+            f"{LATENT_EPSILON} and the others {epsilon}, Megatron's all have {epsilon}: its logits "
+            "differ a little"
+        )
     groups = config.get("topk_group")
     if config.get("topk_method") == "group_limited_greedy" and moe and isinstance(groups, int):
         best = moe.top_k // groups
@@ -80,6 +87,8 @@ def notes(config: Config, model: Model) -> Iterator[str]:
 YARN_BETA_FAST = 32
 YARN_BETA_SLOW = 1
 YARN_ORIGINAL = 4096
+# transformers' constant for q_a_layernorm and kv_a_layernorm (DeepseekV3RMSNorm's default).
+LATENT_EPSILON = 1e-6
 
 # What config.json says of positions, in rope_parameters (transformers 5) or rope_scaling (4).
 _PLACES = ("rope_parameters", "rope_scaling")

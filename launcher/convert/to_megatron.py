@@ -107,7 +107,8 @@ def _share(mapped: Mapped, one: Filled, rank: legacy.Rank | None) -> tuple[int, 
     """
     if rank is None or one.parameter.axis != 0:
         return WHOLE
-    if not isinstance(one.row.how, (Copy, Stack, QueryKeyValue)):
+    sections = bool(one.parameter.sections)  # each is split by itself
+    if not isinstance(one.row.how, Stack if sections else (Copy, QueryKeyValue)):
         return WHOLE
     if one.row.sources[0] in mapped.twins.values():
         return WHOLE  # which is compared, whole

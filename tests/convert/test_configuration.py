@@ -181,6 +181,12 @@ def test_a_model_that_computes_otherwise_is_refused(model: str, key: str, wrong:
     assert any(name in str(refusal.value) for name in named.split("|"))
 
 
+def test_norms_of_other_epsilon_are_noted() -> None:
+    config = {**published("DeepSeek-V3"), "rms_norm_eps": 1e-5}
+    (note,) = configuration.notes(config, described("DeepSeek-V3").shape.model)
+    assert "have epsilon 1e-06 and the others 1e-05, Megatron's all have 1e-05" in note
+
+
 def test_a_key_that_nobody_knows_is_named() -> None:
     with pytest.raises(UsageError, match=r"attention_sinks 4 in config\.json is not known here"):
         check("Qwen3-30B-A3B", attention_sinks=4)

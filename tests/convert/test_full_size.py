@@ -16,13 +16,25 @@ from pathlib import Path
 
 import pytest
 
-from launcher.convert import audit, description, encodings, legacy, parameters, tables, to_megatron
+from launcher.convert import (
+    audit,
+    configuration,
+    description,
+    encodings,
+    legacy,
+    parameters,
+    tables,
+    to_megatron,
+)
 from launcher.convert import torch_dist as dist
 from launcher.convert.hugging_face import Source, Tensor
 from launcher.plan.parameters import stages as count_stages
 from tests.support.synthetic import FAMILIES, environment
 
 PUBLISHED = Path(__file__).parents[1] / "megatron" / "published"
+# Models that no file of model_configs describes: their YAML, and what is published of them.
+MORE = Path(__file__).parent / "models"
+FP8 = ("DeepSeek-V3", "Kimi-K2")
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
 
 
@@ -34,6 +46,7 @@ class Recipe:
     table: str
     sizes: tuple[tuple[str, int], ...] = ()
     words: tuple[str, ...] = ()
+    release: str = "0.19"
 
 
 RECIPES = [
@@ -47,6 +60,21 @@ RECIPES = [
     Recipe("Kimi-K2", "deepseek-v3"),
     Recipe("Qwen3-235B-A22B", "qwen3-moe"),
 ]
+_SPLIT = (("TP", 2), ("PP", 2), ("EP", 8), ("VPP", 1))
+_EXPERTS_WHOLE = ("--expert-tensor-parallel-size", "1")
+FURTHER = [
+    Recipe("Qwen3-Coder-480B-A35B", "qwen3-moe", _SPLIT, _EXPERTS_WHOLE),
+    Recipe(
+        "Moonlight-16B-A3B",
+        "deepseek-v3",
+        (*_SPLIT, ("PP_FIRST", 14), ("PP_LAST", 13)),
+        _EXPERTS_WHOLE,
+        release="0.18",
+    ),
+    Recipe("GLM-4.5-Air", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
+    Recipe("GLM-4.6", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
+    Recipe("Qwen3.5-35B-A3B", "qwen3-5-moe", _SPLIT, _EXPERTS_WHOLE),
+]
 
 
 @cache
@@ -56,27 +84,35 @@ def published(model: str) -> Source:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
-    described = json.loads((PUBLISHED / f"{model}.json").read_text())
+    folder = MORE if (MORE / f"{model}.json").exists() else PUBLISHED
+    described = json.loads((folder / f"{model}.json").read_text())
     config = AutoConfig.for_model(**described["config"])
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     saved = revert_weight_conversion(theirs, theirs.state_dict())
-    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    shapes = {encodings.plain_name(name): tuple(tensor.shape) for name, tensor in saved.items()}
     layers = config.num_hidden_layers
     if described["mtp_layers"]:
-        last, mtp = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+        qwen = config.model_type.startswith("qwen")
+        last = f"model.layers.{layers - 1}."
+        mtp = "mtp.layers.0." if qwen else f"model.layers.{layers}."
         shapes.update(
             {mtp + n[len(last) :]: shape for n, shape in shapes.items() if n.startswith(last)}
         )
         hidden = config.hidden_size
-        for norm in ("enorm", "hnorm", "shared_head.norm"):
-            shapes[f"{mtp}{norm}.weight"] = (hidden,)
-        shapes[f"{mtp}eh_proj.weight"] = (hidden, 2 * hidden)
-        shapes[f"{mtp}embed_tokens.weight"] = shapes["model.embed_tokens.weight"]
-        shapes[f"{mtp}shared_head.head.weight"] = shapes["lm_head.weight"]
+        if qwen:
+            for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+                shapes[f"mtp.{norm}.weight"] = (hidden,)
+            shapes["mtp.fc.weight"] = (hidden, 2 * hidden)
+        else:
+            for norm in ("enorm", "hnorm", "shared_head.norm"):
+                shapes[f"{mtp}{norm}.weight"] = (hidden,)
+            shapes[f"{mtp}eh_proj.weight"] = (hidden, 2 * hidden)
+            shapes[f"{mtp}embed_tokens.weight"] = shapes["model.embed_tokens.weight"]
+            shapes[f"{mtp}shared_head.head.weight"] = shapes["lm_head.weight"]
     tensors = {}
     for name, shape in shapes.items():
-        quantized = model != "Qwen3-235B-A22B" and "_proj" in name and "eh_proj" not in name
+        quantized = model in FP8 and "_proj" in name and "eh_proj" not in name
         kind = "F8_E4M3" if quantized else "F32" if "e_score" in name else "BF16"
         tensors[name] = Tensor(Path("meta"), kind, shape, 0, math.prod(shape) * BYTES[kind])
         if quantized:
@@ -94,8 +130,11 @@ def matched(recipe: Recipe) -> to_megatron.Mapped:
     for name in ("TP", "PP", "EP", "VPP"):
         if name not in dict(recipe.sizes):
             del environ[name]
-    environ["MODEL"] = recipe.model
-    mtp = ("--mtp-num-layers", "1") if recipe.model == "DeepSeek-V3" else ()
+    yaml = MORE / f"{recipe.model}.yaml"
+    environ["MODEL"] = str(yaml) if yaml.exists() else recipe.model
+    environ["MCORE_RELEASE_VERSION"] = recipe.release
+    there = any("eh_proj" in name or name == "mtp.fc.weight" for name in source.tensors)
+    mtp = ("--mtp-num-layers", "1") if there else ()
     described = description.from_launcher([*recipe.words, *mtp], environ)
     return to_megatron.match(source, described, table)
 
@@ -107,9 +146,22 @@ def test_the_list_of_deepseek_v3_is_the_published_one() -> None:
     assert sum(tensor.size for tensor in tensors.values()) == 688_574_839_360
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", FURTHER, ids=lambda one: one.model)
+def test_no_tensor_of_the_further_models_is_lost(recipe: Recipe) -> None:
+    mapped = matched(recipe)
+    config, found = mapped.source.config, mapped.job
+    configuration.check(config, tables.TABLES[recipe.table], found.shape.model, found.arguments)
+    _check_places(mapped)
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda one: f"{one.model}{len(one.words)}")
 def test_no_tensor_is_lost(recipe: Recipe) -> None:
-    mapped = matched(recipe)
+    _check_places(matched(recipe))
+
+
+def _check_places(mapped: to_megatron.Mapped) -> None:
+    """Hold the places of all parameters in both formats against the model, and the plan's counts."""
     described, model = mapped.job, mapped.job.shape.model
 
     # torch_dist: the parameters' places tile every tensor exactly.
