@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ def test_stacks_of_experts_there_and_back(name: str, tmp_path: Path) -> None:
     assert equal({n: t.read() for n, t in written.tensors.items()}, stacked(whole, family.table))
 
 
-def _int4(found: dict, table: str) -> tuple[dict, dict]:
+def _int4(found: dict) -> tuple[dict, dict, dict]:
     """Kimi-K2-Thinking's way: experts' matrices packed, all else as it is."""
     made, meant = {}, {}
     generator = torch.Generator().manual_seed(1)
@@ -231,21 +232,37 @@ def _int4(found: dict, table: str) -> tuple[dict, dict]:
         made[f"{name}_scale"] = scales
         made[f"{name}_shape"] = torch.tensor([rows, columns])
         meant[name] = (values * scales.float().repeat_interleave(32, 1)).bfloat16()
-    return made, meant
+    return made, meant, INT4
+
+
+def _e8m0(found: dict) -> tuple[dict, dict, dict]:
+    """FP8 whose scales are powers of two."""
+    made, meant = {}, {}
+    for number, (name, tensor) in enumerate(found.items()):
+        if "_proj" not in name or tensor.dim() != 2:
+            made[name] = meant[name] = tensor
+            continue
+        made[name] = tensor.to(torch.float8_e4m3fn)
+        blocks = [-(-size // 128) for size in tensor.shape]
+        scales = torch.full(blocks, 2.0 ** (number % 7 - 9))
+        made[f"{name}_scale_inv"] = scales.to(torch.float8_e8m0fnu)
+        meant[name] = (made[name].float() * 2.0 ** (number % 7 - 9)).bfloat16()
+    return made, meant, {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encode", [_int4], ids=["INT4"])
+@pytest.mark.parametrize("encode", [_int4, _e8m0], ids=["INT4", "E8M0"])
 def test_what_is_quantized_is_converted(encode: Callable, tmp_path: Path) -> None:
     family, published = FAMILIES["deepseek-v3"], tmp_path / "published"
     model = publish(published, family, shards=1)
     path = next(published.glob("*.safetensors"))
-    made, meant = encode({n: t.read() for n, t in hugging_face.read_header(path).items()}, "")
+    found = {n: t.read() for n, t in hugging_face.read_header(path).items()}
+    made, meant, scheme = encode(found)
     (published / hugging_face.INDEX).unlink()
     path.unlink()
     write_shard(published / hugging_face.SINGLE, made)
     config = json.loads((published / "config.json").read_text())
-    (published / "config.json").write_text(json.dumps({**config, "quantization_config": INT4}))
+    (published / "config.json").write_text(json.dumps({**config, "quantization_config": scheme}))
     forth = environment(
         model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made"
     )
@@ -260,3 +277,37 @@ def test_what_is_quantized_is_converted(encode: Callable, tmp_path: Path) -> Non
     assert convert(family, back) == 0
     assert equal(tensors(tmp_path / "back"), meant)
     assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_tied_embeddings_that_are_stored_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An output layer equal to the embedding is dropped and written back; another is an error."""
+    plain = FAMILIES["qwen3"]
+    sizes = {**plain.sizes, "--untie-embeddings-and-output-weights": "false"}
+    family = replace(plain, sizes=sizes, config={**plain.config, "tie_word_embeddings": True})
+    published = tmp_path / "published"
+    model = publish(published, family, shards=1)
+    assert "lm_head.weight" in tensors(published)
+    forth = environment(
+        model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made"
+    )
+    assert convert(family, forth) == 0
+    back = environment(
+        model,
+        family,
+        SOURCE_CKPT_PATH=tmp_path / "made",
+        TARGET_CKPT_PATH=tmp_path / "back",
+        LIKE_PATH=published,
+    )
+    assert convert(family, back) == 0
+    assert equal(tensors(tmp_path / "back"), tensors(published))
+    path = next(published.glob("*.safetensors"))
+    found = {n: t.read() for n, t in hugging_face.read_header(path).items()}
+    found["lm_head.weight"][7, 7] += 1
+    write_shard(path, found)
+    capsys.readouterr()
+    assert convert(family, {**forth, "TARGET_CKPT_PATH": str(tmp_path / "other")}) == 1
+    problem = "error: lm_head.weight is not equal to model.embed_tokens.weight"
+    assert problem in capsys.readouterr().err
