@@ -51,7 +51,7 @@ def check(config: Config, table: Table, model: Model, arguments: Arguments) -> N
     keys = KEYS[str(said["model_type"])]
     problems = [*_contradictions(said, keys), *_unsupported(said, keys)]
     if not problems:
-        problems += _differences(Published(said, keys), Job(table, model, arguments))
+        problems += _differences(Published(said, keys), Described(table, model, arguments))
     if problems:
         raise UsageError("the source is another model: " + "; ".join(dict.fromkeys(problems)))
 
@@ -145,7 +145,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Job:
+class Described:
     """The Megatron side of the comparison."""
 
     table: Table
@@ -227,7 +227,7 @@ def _is_nothing(given: Any) -> bool:
     return given is None or given is False or given in ("", [], {})
 
 
-def _differences(said: Published, job: Job) -> Iterator[str]:
+def _differences(said: Published, job: Described) -> Iterator[str]:
     found = [*_constants(job), *_positions(said, job)]
     for key in said.keys.compared:
         if key not in _READ_ELSEWHERE:
@@ -237,7 +237,7 @@ def _differences(said: Published, job: Job) -> Iterator[str]:
             yield f"{one.key} {_short(one.said)} in config.json, {one.flag} {_short(one.have)}"
 
 
-def _constants(job: Job) -> Iterator[Difference]:
+def _constants(job: Described) -> Iterator[Difference]:
     """Return what the architecture has in any case, and a flag may change."""
     window, around = "--window-size", "--apply-layernorm-1p"
     yield Difference("a sliding window,", None, window, job.value(window))
@@ -245,7 +245,7 @@ def _constants(job: Job) -> Iterator[Difference]:
     yield Difference("norms around zero,", job.table.zero_centred, around, centred)
 
 
-def _positions(said: Published, job: Job) -> Iterator[Difference]:
+def _positions(said: Published, job: Described) -> Iterator[Difference]:
     """Return what both say of rotary positions."""
     theta = job.value("--rotary-base", 10000)
     yield Difference("rope_theta", said["rope_theta"], "--rotary-base", theta)
@@ -279,25 +279,25 @@ def _positions(said: Published, job: Job) -> Iterator[Difference]:
     yield Difference("truncate", positions["truncate"], constant, True)
 
 
-Rule = Callable[[Published, Job], Sequence[Difference]]
+Rule = Callable[[Published, Described], Sequence[Difference]]
 
 
-def _plain(key: str, flag: str, have: Callable[[Job], Any]) -> tuple[str, Rule]:
+def _plain(key: str, flag: str, have: Callable[[Described], Any]) -> tuple[str, Rule]:
     """Return the rule of a key that says what one flag says."""
     return key, lambda said, job: [Difference(key, said[key], flag, have(job))]
 
 
-def _tied(said: Published, job: Job) -> list[Difference]:
+def _tied(said: Published, job: Described) -> list[Difference]:
     flag = "--untie-embeddings-and-output-weights absent:"
     return [Difference("tie_word_embeddings", said["tie_word_embeddings"], flag, job.model.tied)]
 
 
-def _vocabulary(said: Published, job: Job) -> list[Difference]:
+def _vocabulary(said: Published, job: Described) -> list[Difference]:
     """Nothing: the rows of the embedding are compared with the padded size (to_megatron.py)."""
     return []
 
 
-def _key_value_heads(said: Published, job: Job) -> list[Difference]:
+def _key_value_heads(said: Published, job: Described) -> list[Difference]:
     attention, given = job.model.attention, said["num_key_value_heads"]
     flag = "--num-attention-heads" if attention.latent else "--num-query-groups"
     have = attention.heads if attention.latent else attention.query_groups
@@ -306,12 +306,12 @@ def _key_value_heads(said: Published, job: Job) -> list[Difference]:
     return [Difference("num_key_value_heads", given, flag, have)]
 
 
-def _head_dim(said: Published, job: Job) -> list[Difference]:
+def _head_dim(said: Published, job: Described) -> list[Difference]:
     given = said["head_dim"] or int(said["hidden_size"]) // int(said["num_attention_heads"])
     return [Difference("head_dim", given, "--kv-channels", job.model.attention.head_dim)]
 
 
-def _dense_width(said: Published, job: Job) -> list[Difference]:
+def _dense_width(said: Published, job: Described) -> list[Difference]:
     if job.table.name == "mixtral":
         flag = "--moe-ffn-hidden-size"
         have = job.model.experts.ffn if job.model.experts else None
@@ -322,7 +322,7 @@ def _dense_width(said: Published, job: Job) -> list[Difference]:
     return [Difference("intermediate_size", said["intermediate_size"], "--ffn-hidden-size", have)]
 
 
-def _moe_layers(said: Published, job: Job) -> list[Difference]:
+def _moe_layers(said: Published, job: Described) -> list[Difference]:
     """Which layers are mixtures of experts; DeepSeek's keys or Qwen's."""
     number = said.layers
     if "first_k_dense_replace" in said.keys.compared:
@@ -337,7 +337,7 @@ def _moe_layers(said: Published, job: Job) -> list[Difference]:
     return [Difference(f"MoE layers ({key})", [int(m) for m in pattern], "--moe-layer-freq", have)]
 
 
-def _layer_types(said: Published, job: Job) -> list[Difference]:
+def _layer_types(said: Published, job: Described) -> list[Difference]:
     """Which layers have linear attention."""
     types = said["layer_types"]
     if types is None:
@@ -349,7 +349,7 @@ def _layer_types(said: Published, job: Job) -> list[Difference]:
     return [Difference("layer_types", types, "--linear-attention-freq", have)]
 
 
-def _shared(said: Published, job: Job) -> list[Difference]:
+def _shared(said: Published, job: Described) -> list[Difference]:
     have = job.model.experts.shared_ffn if job.model.experts else 0
     flag = "--moe-shared-expert-intermediate-size"
     if "n_shared_experts" in said.keys.compared:
@@ -359,7 +359,7 @@ def _shared(said: Published, job: Job) -> list[Difference]:
     return [Difference(key, said[key] or 0, flag, have)]
 
 
-def _normalised(said: Published, job: Job) -> list[Difference]:
+def _normalised(said: Published, job: Described) -> list[Difference]:
     # Megatron divides the chosen scores by their sum unless the softmax came first.
     score = job.value("--moe-router-score-function", "softmax")
     first = "--moe-router-pre-softmax" in job.arguments
@@ -368,7 +368,7 @@ def _normalised(said: Published, job: Job) -> list[Difference]:
     return [Difference("norm_topk_prob", bool(said["norm_topk_prob"]), flag, have)]
 
 
-def _groups(said: Published, job: Job) -> list[Difference]:
+def _groups(said: Published, job: Described) -> list[Difference]:
     groups = int(said["n_group"] or 1)
     if "topk_method" in said.keys.compared and said["topk_method"] == "greedy":
         groups = 1  # the router reads them for no other method
@@ -379,21 +379,21 @@ def _groups(said: Published, job: Job) -> list[Difference]:
     return found
 
 
-def _group_method(said: Published, job: Job) -> list[Difference]:
+def _group_method(said: Published, job: Described) -> list[Difference]:
     grouped = int(job.value("--moe-router-num-groups", 1)) > 1
     have = "group_limited_greedy" if grouped else "greedy"
     return [Difference("topk_method", said["topk_method"], "--moe-router-num-groups says", have)]
 
 
-def _attention(field: str) -> Callable[[Job], Any]:
+def _attention(field: str) -> Callable[[Described], Any]:
     return lambda job: getattr(job.model.attention, field)
 
 
-def _net(field: str) -> Callable[[Job], Any]:
+def _net(field: str) -> Callable[[Described], Any]:
     return lambda job: getattr(job.model.linear_attention, field, None)
 
 
-def _moe(field: str) -> Callable[[Job], Any]:
+def _moe(field: str) -> Callable[[Described], Any]:
     return lambda job: getattr(job.model.experts, field, None)
 
 
