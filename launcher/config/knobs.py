@@ -8,14 +8,18 @@ knob adds something that it accepts, or raises a UsageError where variables cont
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Callable
 
 from launcher.config import layout, releases
 from launcher.config.arguments import Argument, Arguments, integer, value
+from launcher.config.parallelism import LAYERS_PER_CHUNK, LAYOUT, VIRTUAL
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
+
+SPLITS = (LAYOUT, "--hybrid-layer-pattern")  # flags that say all about the pipeline's split
+UNEVEN = ("--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers")
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,24 @@ def _flags(origin: str, **flags: bool | int | str | tuple[str, ...]) -> Argument
 
 
 def pipeline(settings: Settings, present: Arguments) -> Effect:
-    """VPP, LAYERS_PER_VP, PP_FIRST and PP_LAST: how the layers are split over the pipeline."""
+    """VPP, LAYERS_PER_VP, PP_FIRST and PP_LAST: how the layers are split over the pipeline.
+
+    VPP agrees with a layout or a flag already (build.py); the others are the user's only where the
+    environment has them. Raises UsageError for one of them that would have no effect.
+    """
     pp, vpp = settings.PP, settings.VPP
-    if "--pipeline-model-parallel-layout" in present or "--hybrid-layer-pattern" in present:
+    stated = next((flag for flag in SPLITS if flag in present), None)
+    if stated:
+        _without_effect(settings, ("LAYERS_PER_VP", "PP_FIRST", "PP_LAST"), present[stated])
         return Effect()
-    if settings.LAYERS_PER_VP:
-        if "--num-virtual-stages-per-pipeline-rank" in present:
-            return Effect()
+    chunk_flag = next((flag for flag in (VIRTUAL, LAYERS_PER_CHUNK) if flag in present), None)
+    if chunk_flag:
+        _without_effect(settings, ("LAYERS_PER_VP",), present[chunk_flag])
+    elif settings.LAYERS_PER_VP:
         return Effect(
             _flags("LAYERS_PER_VP", num_layers_per_virtual_pipeline_stage=settings.LAYERS_PER_VP)
         )
-    if "--num-layers-per-virtual-pipeline-stage" in present:
+    if LAYERS_PER_CHUNK in present:
         return Effect()
     if vpp > 1 and pp == 1:
         raise UsageError(
@@ -59,24 +70,47 @@ def pipeline(settings: Settings, present: Arguments) -> Effect:
             f"({settings.origin('PP')}): set VPP=1 or PP above 1"
         )
     virtual = _flags("VPP", num_virtual_stages_per_pipeline_rank=vpp) if vpp > 1 else {}
-    if {
-        "--decoder-first-pipeline-num-layers",
-        "--decoder-last-pipeline-num-layers",
-    } & present.keys():
+    uneven = next((flag for flag in UNEVEN if flag in present), None)
+    if uneven:
+        _without_effect(settings, ("PP_FIRST", "PP_LAST"), present[uneven])
         return Effect(virtual)
+    return _split(settings, present, virtual)
+
+
+def _without_effect(settings: Settings, names: Sequence[str], stated: Argument) -> None:
+    """Raise UsageError for a variable of the environment beside the flag that says otherwise."""
+    for name in names:
+        if getattr(settings, name) and settings.origin(name) == "environment":
+            raise UsageError(
+                f"{name}={getattr(settings, name)} (environment) has no effect beside "
+                f"{stated.flag} ({stated.origin}): drop one of them"
+            )
+
+
+def _split(settings: Settings, present: Arguments, virtual: Arguments) -> Effect:
+    """Split the layers evenly, by PP_FIRST and PP_LAST, or by a layout."""
+    pp, vpp = settings.PP, settings.VPP
     layers = layout.counted_layers(settings, present)
-    if layers is None or layers % (pp * vpp) == 0:
+    asked = [
+        name
+        for name in ("PP_FIRST", "PP_LAST")
+        if getattr(settings, name) and settings.origin(name) == "environment"
+    ]
+    if layers is None or (layers % (pp * vpp) == 0 and not asked):
         return Effect(virtual)
-    first, last = settings.PP_FIRST, settings.PP_LAST
-    misfit = f"PP_FIRST={first}, PP_LAST={last} do not split {layers} layers for PP={pp}, VPP={vpp}"
-    if first and last and layout.uneven_fits(layers, pp, vpp, first, last):
+    # What the environment says stands alone; a row of runtime.conf says both.
+    first = settings.PP_FIRST if not asked or "PP_FIRST" in asked else None
+    last = settings.PP_LAST if not asked or "PP_LAST" in asked else None
+    ends = ", ".join(f"{name}={n}" for name, n in (("PP_FIRST", first), ("PP_LAST", last)) if n)
+    misfit = f"{ends} do not split {layers} layers for PP={pp}, VPP={vpp}"
+    if (asked or (first and last)) and layout.uneven_fits(layers, pp, vpp, first, last):
         uneven = _flags(
             "PP_FIRST, PP_LAST",
-            decoder_first_pipeline_num_layers=first,
-            decoder_last_pipeline_num_layers=last,
+            decoder_first_pipeline_num_layers=first or False,
+            decoder_last_pipeline_num_layers=last or False,
         )
         return Effect({**virtual, **uneven})
-    if "environment" in (settings.origin("PP_FIRST"), settings.origin("PP_LAST")):
+    if asked:
         raise UsageError(f"{misfit}: change them, or leave both unset for a fitting layout")
     if any(flag in present for flag in layout.ACCOUNTED) or layers < pp * vpp:
         raise UsageError(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}")
@@ -115,9 +149,13 @@ def dispatcher(settings: Settings, present: Arguments) -> Effect:
     if name in ("allgather", "alltoall"):
         return Effect(_flags(origin, moe_token_dispatcher_type=name))
     backend = "deepep" if name == "flex" else name
-    if releases.index(settings.MCORE_RELEASE_VERSION) < releases.index("0.16"):
+    release = releases.index(settings.MCORE_RELEASE_VERSION)
+    for newer, since in (("ncclep", "0.19"), ("deepepv2", "dev")):
+        if backend == newer and release < releases.index(since):
+            raise _too_old(settings, backend, since)
+    if release < releases.index("0.16"):
         if backend == "hybridep":
-            raise UsageError("DISPATCHER=hybridep needs Megatron-Core 0.16 or newer")
+            raise _too_old(settings, backend, "0.16")
         return Effect(_flags(origin, moe_token_dispatcher_type="flex", moe_enable_deepep=True))
     return Effect(
         _flags(
@@ -129,32 +167,44 @@ def dispatcher(settings: Settings, present: Arguments) -> Effect:
     )
 
 
+def _too_old(settings: Settings, dispatcher: str, since: str) -> UsageError:
+    needed = "Megatron's dev branch" if since == "dev" else f"Megatron-Core {since} or newer"
+    return UsageError(
+        f"DISPATCHER={dispatcher} needs {needed}, "
+        f"not MCORE_RELEASE_VERSION={settings.MCORE_RELEASE_VERSION}"
+    )
+
+
 def precision(settings: Settings, present: Arguments) -> Effect:
-    """PR: bf16, fp8 (blockwise, Hopper) or mxfp8 (Blackwell)."""
+    """PR: bf16, fp8 (blockwise, Hopper), mxfp8 or nvfp4 (Blackwell)."""
     origin = f"PR={settings.PR}"
     if settings.PR == "bf16":
         # Megatron refuses it without sequence parallelism, which TP1 does not have.
         return Effect(_flags(origin, tp_comm_overlap=settings.TP > 1))
     offload = settings.OPTIMIZER_OFFLOAD
     mxfp8 = settings.PR == "mxfp8"
-    return Effect(
-        _flags(
-            origin,
-            fp8_recipe="mxfp8" if mxfp8 else "blockwise",
-            fp8_format="e4m3",
-            # Megatron's CPU offload cannot gather FP8 parameters.
-            fp8_param_gather=not offload,
-            reuse_grad_buf_for_mxfp8_param_ag=mxfp8 and not offload,
-            overlap_grad_reduce=mxfp8 and not offload,
-            overlap_param_gather=mxfp8 and not offload,
-            use_precision_aware_optimizer=True,
-            main_grads_dtype="fp32",
-            main_params_dtype="fp32",
-            exp_avg_dtype="bf16",
-            exp_avg_sq_dtype="bf16",
-            moe_router_padding_for_quantization=True,
-        )
+    optimizer = _flags(
+        origin,
+        use_precision_aware_optimizer=True,
+        main_grads_dtype="fp32",
+        main_params_dtype="fp32",
+        exp_avg_dtype="bf16",
+        exp_avg_sq_dtype="bf16",
+        moe_router_padding_for_quantization=True,
     )
+    if settings.PR == "nvfp4":
+        return Effect({**_flags(origin, fp4_recipe="nvfp4", fp4_format="e2m1"), **optimizer})
+    quantized = _flags(
+        origin,
+        fp8_recipe="mxfp8" if mxfp8 else "blockwise",
+        fp8_format="e4m3",
+        # Megatron's CPU offload cannot gather FP8 parameters.
+        fp8_param_gather=not offload,
+        reuse_grad_buf_for_mxfp8_param_ag=mxfp8 and not offload,
+        overlap_grad_reduce=mxfp8 and not offload,
+        overlap_param_gather=mxfp8 and not offload,
+    )
+    return Effect({**quantized, **optimizer})
 
 
 def a2a_overlap(settings: Settings, present: Arguments) -> Effect:

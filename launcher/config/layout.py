@@ -22,15 +22,16 @@ def counted_layers(settings: Settings, arguments: Arguments) -> int | None:
     return int(depth) + sum(flag in arguments for flag in ACCOUNTED)
 
 
-def uneven_fits(layers: int, pp: int, vpp: int, first: int, last: int) -> bool:
-    """Say whether the stages between the first and the last get equal shares, in whole chunks."""
-    if first % vpp or last % vpp:
+def uneven_fits(layers: int, pp: int, vpp: int, first: int | None, last: int | None) -> bool:
+    """Say whether the stages beside a given first and last get equal shares, in whole chunks."""
+    ends = [number for number in (first, last) if number is not None]
+    if any(number % vpp for number in ends):
         return False
-    middle = layers - first - last
-    if pp == 2:
+    middle, stages = layers - sum(ends), pp - len(ends)
+    if stages == 0:
         # Megatron divides by the number of middle stages when there are virtual ones.
         return middle == 0 and vpp == 1
-    return pp > 2 and middle > 0 and middle % ((pp - 2) * vpp) == 0
+    return stages > 0 and middle > 0 and middle % (stages * vpp) == 0
 
 
 def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
@@ -93,7 +94,7 @@ def layer_pattern(text: str, layers: int) -> list[int]:
     if text.isdecimal():
         every = whole_number(text)
         if every == 0:
-            raise ValueError("0 is no layer frequency: it is 1 or more")
+            raise ValueError("a layer frequency of 0 is below 1")
         return [int(layer % every == 0) for layer in range(layers)]
     try:
         pattern = expression(text)

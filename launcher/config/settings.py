@@ -153,8 +153,8 @@ class Settings:
 
     DISPATCHER: str | None = _setting(
         "MoE",
-        _choice("alltoall", "deepep", "hybridep"),
-        "token dispatcher; unset: by MOE_TOKEN_DISPATCHER",
+        _choice("alltoall", "deepep", "hybridep", "ncclep", "deepepv2"),
+        "token dispatcher; ncclep from 0.19 on, deepepv2 on the dev branch; unset: by MOE_TOKEN_DISPATCHER",
     )
     MOE_TOKEN_DISPATCHER: str | None = _setting(
         "MoE",
@@ -167,8 +167,8 @@ class Settings:
 
     PR: str = _setting(
         "performance",
-        _choice("bf16", "fp8", "mxfp8"),
-        "precision: bf16; fp8 blockwise (Hopper); mxfp8 (Blackwell)",
+        _choice("bf16", "fp8", "mxfp8", "nvfp4"),
+        "precision: bf16; fp8 blockwise (Hopper); mxfp8 or nvfp4 (Blackwell)",
     )
     A2A_OVERLAP: bool = _setting(
         "performance",
@@ -301,6 +301,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
             values[name] = field.metadata["kind"].convert(text)
         except (ValueError, KeyError):
             raise not_allowed(name, text, origins.get(name, "environment")) from None
+    if values.get("GB200_CLUSTER") and "GPU" not in values:
+        values["GPU"], origins["GPU"] = "GB200", "GB200_CLUSTER"
     return Settings(**values, origins=types.MappingProxyType(origins))
 
 

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Callable
 
 from launcher.config import knobs, layout, model_file, releases
-from launcher.config.arguments import Arguments, merge, parse, split, value
-from launcher.config.parallelism import FLAG_OF
+from launcher.config.arguments import Argument, Arguments, merge, parse, split, value
+from launcher.config.parallelism import (
+    FLAG_OF,
+    LAYERS_PER_CHUNK,
+    LAYOUT,
+    VIRTUAL,
+    virtual_stages,
+)
 from launcher.config.settings import FIELDS, SECRETS, Settings, by_layer, replace
 from launcher.errors import UsageError
 from launcher.job import container, cpu, local, sbatch, smoke, training
@@ -86,9 +92,13 @@ def _model(draft: Draft, request: Request) -> Draft:
     command_line = _command_line(request.words)
     extra = parse(split(draft.settings.TRAINING_PARAMS or "", "TRAINING_PARAMS"), "TRAINING_PARAMS")
     # The YAML refers to variables, so a flag speaks for its variable before and after it is read.
-    settings = _adopt(draft.settings, merge(extra, command_line))
+    above = merge(extra, command_line)
+    settings = _adopt(draft.settings, above)
     published = model_file.arguments(request.model, settings, request.environ)
-    settings = _adopt(settings, merge(published, extra, command_line))
+    adopted = _virtual(_adopt(settings, merge(published, above)), published, above)
+    if adopted != settings:
+        published = model_file.arguments(request.model, adopted, request.environ)
+    settings = adopted
     written = merge(published, extra)
     return draft.change(
         settings=settings,
@@ -263,6 +273,33 @@ def _adopt(settings: Settings, given: Arguments) -> Settings:
         if text is not None and text != str(getattr(settings, name)):
             settings = replace(settings, name, text, f"{flag}, {given[flag].origin}")
     return settings
+
+
+def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Settings:
+    """Let VPP be what a layout, a flag or LAYERS_PER_VP makes of it, so that names say what runs.
+
+    Raises UsageError where the environment's VPP is another one.
+    """
+    given = merge(published, above)
+    flag = next((flag for flag in (LAYOUT, LAYERS_PER_CHUNK) if flag in given), None)
+    origin = f"{flag}, {given[flag].origin}" if flag else "LAYERS_PER_VP"
+    if not flag:
+        if not settings.LAYERS_PER_VP or VIRTUAL in given:
+            return settings
+        words = (str(settings.LAYERS_PER_VP),)
+        given = {**given, LAYERS_PER_CHUNK: Argument(LAYERS_PER_CHUNK, words, origin)}
+    try:
+        runs = virtual_stages(given, settings.PP)
+    except ValueError:
+        return settings  # the plan says what is wrong with it
+    if runs == settings.VPP:
+        return settings
+    if settings.origin("VPP") == "environment":
+        raise UsageError(
+            f"VPP={settings.VPP} (environment), but {origin} makes {runs} virtual stages a "
+            "pipeline rank: drop one of them"
+        )
+    return replace(settings, "VPP", str(runs), origin)
 
 
 def _case(draft: Draft) -> Case:

@@ -10,7 +10,7 @@ from launcher.config.arguments import quote
 from launcher.config.settings import placeholders
 from launcher.job.draft import Job
 from launcher.job.verification import Opinion
-from launcher.plan import data, sheet
+from launcher.plan import choices, data, sheet
 from launcher.plan.plan import too_full
 
 
@@ -70,7 +70,7 @@ def _title(job: Job) -> str:
     gpus = f" {job.site.gpu}" if job.site.gpu else ""
     return (
         f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
-        f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {settings.PR}; "
+        f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {choices.precision(job.arguments)}; "
         f"Megatron-Core {settings.MCORE_RELEASE_VERSION}"
     )
 
@@ -87,7 +87,7 @@ def _sheet(job: Job, everything: bool) -> list[str]:
 def _warnings(job: Job) -> list[str]:
     planned = [each.message for each in job.plan.findings if each.severity == "warning"]
     shaped = None if job.settings.SMOKE else job.plan.shaped
-    if shaped and (full := too_full(shaped, job.site.gpu)):
+    if shaped and (full := too_full(shaped, job.site)):
         planned.append(full.message)
     return [*placeholders(job.settings), *job.doubts, *planned]
 

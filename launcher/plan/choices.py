@@ -24,6 +24,19 @@ def backend(arguments: Arguments) -> str | None:
     return value(arguments, "--moe-flex-dispatcher-backend") or "deepep"
 
 
+def precision(arguments: Arguments) -> str:
+    """Return the precision that matrix products have: fp32, bf16, fp16, nvfp4 or an FP8 recipe's.
+
+    Blockwise FP8 is called fp8, MXFP8 mxfp8, another recipe by its name.
+    """
+    if "--fp4-format" in arguments:
+        return value(arguments, "--fp4-recipe") or "nvfp4"
+    if "--fp8-format" in arguments:
+        recipe = value(arguments, "--fp8-recipe") or "delayed"
+        return {"blockwise": "fp8", "mxfp8": "mxfp8"}.get(recipe, f"fp8 {recipe}")
+    return next((name for name in ("bf16", "fp16") if f"--{name}" in arguments), "fp32")
+
+
 def granularity(arguments: Arguments) -> str | None:
     """Return what is recomputed: full, selective or None."""
     if {"--recompute-activations", "--moe-layer-recompute"} & arguments.keys():

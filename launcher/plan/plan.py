@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from launcher.config.gpus import GPUS
-from launcher.plan import Finding, flags, influence, memory, parameters, rules, stages
+from launcher.plan import Finding, flags, influence, memory, parameters, remedies, rules, stages
 from launcher.plan.parameters import Count
 from launcher.plan.rules import Case
 from launcher.plan.shape import Shape, read
@@ -27,6 +27,7 @@ class Site:
 class Shaped:
     """A job whose arguments determine it. What only a reader needs is computed when asked for."""
 
+    case: Case
     shape: Shape
     stages: tuple[Stage, ...]
     unknown: frozenset[str] = frozenset()  # of parameters, memory and FLOPs (plan.influence)
@@ -67,21 +68,31 @@ def plan(case: Case) -> Plan:
     refused = any(finding.severity == "error" for finding in found)
     try:
         shape = read(case.arguments, case.world_size, case.release)
-        return Plan(Shaped(shape, stages.split(shape), unknown), tuple(found))
+        return Plan(Shaped(case, shape, stages.split(shape), unknown), tuple(found))
     except (ValueError, ArithmeticError, LookupError) as error:
         if not refused and "parameters" not in unknown:  # otherwise that is why
             found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
         return Plan(None, tuple(found))
 
 
-def too_full(made: Shaped, gpu: str | None) -> Finding | None:
-    """Return the warning that the fullest rank needs more memory than its GPU has."""
-    if gpu is None or "memory" in made.unknown or memory.room(made.memory, gpu) >= 0:
+def too_full(made: Shaped, site: Site) -> Finding | None:
+    """Return the warning that the fullest rank needs more memory than its GPU can give."""
+    gpu = site.gpu
+    if gpu is None or "memory" in made.unknown:
         return None
     worst = memory.worst(made.memory)
+    needed, has = worst.total / memory.GIB, GPUS[gpu].memory
+    if needed <= remedies.USABLE * has:
+        return None
+    said = f"pipeline rank {worst.pipeline_rank} needs {needed:.0f} GiB and GPU={gpu} has {has:.0f}"
+    if needed <= has:
+        said += ", of which published runs lose 4 to 7 % to fragments"
+    known = remedies.recipe(site.model, gpu)
+    ways = [f"{known} is a recipe for it"] if known else []
+    change = remedies.smallest(made.case, made.shape, gpu)
+    ways += [change] if change else []
     return Finding(
         "warning",
-        f"pipeline rank {worst.pipeline_rank} needs {worst.total / memory.GIB:.0f} GiB and "
-        f"GPU={gpu} has {GPUS[gpu].memory:.0f} (estimate, not calibrated on a GPU)",
+        "; ".join([f"{said} (estimate, not calibrated on a GPU)", *ways]),
         "memory",
     )

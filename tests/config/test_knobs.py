@@ -142,3 +142,61 @@ def test_wandb_is_online_only_with_a_key():
     seen = preview(WANDB_API_KEY=key)
     assert "export WANDB_MODE=online\n" in seen.script
     assert key not in seen.stdout + seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "said"),
+    [
+        (["--pipeline-model-parallel-layout", "Et*24|t*24L"], {"PP": "2", "VPP": "4"}, "VPP=4 (environment), but --pipeline-model-parallel-layout, command line makes 1 virtual"),
+        (["--pipeline-model-parallel-layout", "Et*24|t*24L"], {"PP": "2", "PP_FIRST": "20"}, "PP_FIRST=20 (environment) has no effect beside --pipeline-model-parallel-layout"),
+        (["--pipeline-model-parallel-layout", "Et*24|t*24L"], {"PP": "2", "LAYERS_PER_VP": "2"}, "LAYERS_PER_VP=2 (environment) has no effect beside"),
+        (["--num-virtual-stages-per-pipeline-rank", "2"], {"PP": "2", "LAYERS_PER_VP": "2"}, "LAYERS_PER_VP=2 (environment) has no effect beside"),
+        (["--num-layers-per-virtual-pipeline-stage", "6"], {"PP": "2", "VPP": "2"}, "VPP=2 (environment), but --num-layers-per-virtual-pipeline-stage, command line makes 4"),
+        (["--decoder-first-pipeline-num-layers", "20"], {"PP": "2", "PP_LAST": "20"}, "PP_LAST=20 (environment) has no effect beside"),
+        ([], {"PP": "4", "PP_FIRST": "50"}, "PP_FIRST=50 do not split 48 layers for PP=4"),
+        ([], {"PP": "4", "VPP": "2", "LAYERS_PER_VP": "3"}, "VPP=2 (environment), but LAYERS_PER_VP makes 4"),
+        ([], {"DISPATCHER": "ncclep", "MCORE_RELEASE_VERSION": "0.18"}, "DISPATCHER=ncclep needs Megatron-Core 0.19 or newer"),
+        ([], {"DISPATCHER": "deepepv2"}, "DISPATCHER=deepepv2 needs Megatron's dev branch"),
+    ],
+)  # fmt: skip
+def test_knobs_that_contradict(words, variables, said):
+    seen = launch(words, MODEL="Qwen3-30B-A3B", DRY_RUN="1", NNODES="8", **variables)
+    assert seen.status == 1
+    assert said in seen.stderr
+
+
+def test_names_say_the_virtual_stages_that_run():
+    layout = "Et*6|t*6|t*6|t*6|t*6|t*6|t*6|t*6L"
+    seen = preview(["--pipeline-model-parallel-layout", layout], MODEL="Qwen3-30B-A3B", PP="2")
+    assert "VPP4" in seen.flag("--wandb-exp-name")[0]
+    assert "VPP4" in seen.flag("--save")[0]
+    seen = preview(MODEL="Qwen3-30B-A3B", PP="4", LAYERS_PER_VP="3")
+    assert "VPP4" in seen.flag("--wandb-exp-name")[0]
+
+
+def test_a_first_or_last_stage_alone():
+    seen = preview(MODEL="Qwen3-30B-A3B", PP="4", PP_FIRST="9", NNODES="4")
+    assert seen.flag("--decoder-first-pipeline-num-layers") == ["9"]
+    assert seen.flag("--decoder-last-pipeline-num-layers") is None
+
+
+def test_nvfp4_and_what_the_header_says():
+    seen = preview(PR="nvfp4", GPU="B200")
+    assert seen.flag("--fp4-format") == ["e2m1"]
+    assert seen.flag("--fp8-format") is None
+    assert "; nvfp4; Megatron-Core" in seen.stderr
+    assert "--fp4-format (PR=nvfp4) is not modelled" in seen.stderr
+    seen = preview(["--fp8-format", "e4m3", "--fp8-recipe", "mxfp8"], PR="bf16", GPU="B200")
+    assert "; mxfp8; Megatron-Core" in seen.stderr
+
+
+@pytest.mark.parametrize("gpu", ["B300", "VR200"])
+def test_newer_gpus(gpu):
+    assert f"{gpu} = " in preview(GPU=gpu).stderr
+
+
+def test_dispatchers_of_newer_releases():
+    seen = preview(DISPATCHER="ncclep")
+    assert seen.flag("--moe-flex-dispatcher-backend") == ["ncclep"]
+    seen = preview(DISPATCHER="deepepv2", MCORE_RELEASE_VERSION="dev")
+    assert seen.flag("--moe-flex-dispatcher-backend") == ["deepepv2"]

@@ -168,6 +168,8 @@ training_command=(
   --moe-router-group-topk 4
   --moe-router-topk-scaling-factor 2.5
   --moe-aux-loss-coeff 1e-4
+  --recompute-granularity selective
+  --recompute-modules mlp mla_up_proj
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend deepep
   --fp8-recipe mxfp8
@@ -181,8 +183,6 @@ training_command=(
   --exp-avg-sq-dtype bf16
   --moe-router-padding-for-quantization
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules mlp mla_up_proj
   --pipeline-model-parallel-layout 'Et*4|(tttt|)*14tmL'
   --mtp-num-layers 1
   --mtp-loss-scaling-factor 0.1

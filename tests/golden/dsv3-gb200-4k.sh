@@ -170,6 +170,8 @@ training_command=(
   --moe-router-group-topk 4
   --moe-router-topk-scaling-factor 2.5
   --moe-aux-loss-coeff 1e-4
+  --recompute-granularity selective
+  --recompute-modules mlp
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend hybridep
   --moe-flex-dispatcher-num-sms 32
@@ -184,8 +186,6 @@ training_command=(
   --exp-avg-sq-dtype bf16
   --moe-router-padding-for-quantization
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules mlp
   --cuda-graph-impl transformer_engine
   --cuda-graph-modules attn moe_router moe_preprocess
   --te-rng-tracker

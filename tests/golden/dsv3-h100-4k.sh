@@ -168,6 +168,8 @@ training_command=(
   --moe-router-group-topk 4
   --moe-router-topk-scaling-factor 2.5
   --moe-aux-loss-coeff 1e-4
+  --recompute-granularity selective
+  --recompute-modules mla_up_proj mlp
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend deepep
   --fp8-recipe blockwise
@@ -182,8 +184,6 @@ training_command=(
   --delay-wgrad-compute
   --overlap-moe-expert-parallel-comm
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules mla_up_proj mlp
   --pipeline-model-parallel-layout 'Et|(tt|)*30mL'
   --mtp-num-layers 1
   --mtp-loss-scaling-factor 0.1

@@ -168,6 +168,8 @@ training_command=(
   --moe-router-group-topk 4
   --moe-router-topk-scaling-factor 2.5
   --moe-aux-loss-coeff 1e-4
+  --recompute-granularity selective
+  --recompute-modules mla_up_proj moe mlp layernorm
   --optimizer-cpu-offload
   --overlap-cpu-optimizer-d2h-h2d
   --use-precision-aware-optimizer
@@ -181,8 +183,6 @@ training_command=(
   --exp-avg-sq-dtype bf16
   --moe-router-padding-for-quantization
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules mla_up_proj moe mlp layernorm
   --pipeline-model-parallel-layout 'Et*2|(tt|)*22t|(tt|)*7mL'
   --mtp-num-layers 1
   --mtp-loss-scaling-factor 0.1

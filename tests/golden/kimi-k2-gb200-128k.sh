@@ -169,6 +169,8 @@ training_command=(
   --moe-router-group-topk 1
   --moe-router-topk-scaling-factor 2.827
   --moe-aux-loss-coeff 0
+  --recompute-granularity selective
+  --recompute-modules mla_up_proj mlp layernorm moe_act
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend hybridep
   --moe-flex-dispatcher-num-sms 32
@@ -183,8 +185,6 @@ training_command=(
   --exp-avg-sq-dtype bf16
   --moe-router-padding-for-quantization
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules mla_up_proj mlp layernorm moe_act
   --fine-grained-activation-offloading
   --offload-modules expert_fc1
   --pipeline-model-parallel-layout 'Et|t|(tt|)*29tL'

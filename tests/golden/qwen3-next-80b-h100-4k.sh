@@ -158,12 +158,12 @@ training_command=(
   --moe-shared-expert-intermediate-size 512
   --moe-shared-expert-gate
   --apply-wd-to-qk-layernorm
+  --recompute-granularity selective
+  --recompute-modules moe_act shared_experts layernorm
   --num-virtual-stages-per-pipeline-rank 3
   --moe-token-dispatcher-type flex
   --moe-flex-dispatcher-backend deepep
   --mock-data
-  --recompute-granularity selective
-  --recompute-modules moe_act shared_experts layernorm
   --moe-router-force-load-balancing
 )
 begins="at its first iteration"

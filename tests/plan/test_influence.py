@@ -80,7 +80,7 @@ def test_no_number_that_a_flag_spoils(given, gone):
     said = [one.message for one in made.findings if one.rule == "influence"]
     assert bool(said) == bool(gone)
     if "memory" in gone:
-        assert too_full(made.shaped, "H100") is None
+        assert too_full(made.shaped, site) is None
         with pytest.raises(ValueError, match="not modelled"):
             _ = made.shaped.memory
 

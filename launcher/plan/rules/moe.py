@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.config.gpus import GPUS
 from launcher.plan.rules.case import Case, divisors
 
 
@@ -236,9 +237,17 @@ def single_grouped_weight(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs BF16 or --fp8-recipe mxfp8"
 
 
+NVL72 = 72  # GPUs
+
+
+def _domain(case: Case) -> int | None:
+    """Return the GPUs that NVLink connects; None where the GPU is unknown."""
+    return GPUS[case.gpu].nvlink_domain if case.gpu and case.gpu in GPUS else None
+
+
 def deepep_on_nvl72(case: Case) -> Iterator[str]:
     """DeepEP's kernels know NVLink within a node and InfiniBand between; HybridEP knows NVL72."""
-    if case.backend == "deepep" and case.gpu in ("GB200", "GB300") and case.expert > 4:
+    if case.backend == "deepep" and _domain(case) == NVL72 and case.expert > 4:
         yield (
             f"DeepEP with EP={case.expert} on {case.gpu} leaves the NVL72 domain unused: "
             "DISPATCHER=hybridep"
@@ -249,9 +258,9 @@ def nvlink_segment(case: Case) -> Iterator[str]:
     """A segment of nodes shares one NVLink domain: an EP group inside it stays on NVLink."""
     ranks = case.expert_tensor * case.expert
     nodes = -(-ranks // case.tasks_per_node)
-    if case.gpu not in ("GB200", "GB300") or case.backend != "hybridep" or ranks > 72:
+    if _domain(case) != NVL72 or case.backend != "hybridep" or ranks > NVL72:
         return
-    if case.segment is None and case.world_size > 72:
+    if case.segment is None and case.world_size > NVL72:
         yield f"SEGMENT is not set: EP={case.expert} wants {nodes} nodes of one NVL72 domain"
     elif case.segment is not None and case.segment % nodes:
         yield (
