@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.gpus import GPUS
-from launcher.plan import flops, memory, parameters, published, stages
+from launcher.plan import architectures, flops, memory, parameters, published, stages
 from launcher.plan.plan import Shaped, Site
 
 # The terms that a rank's memory is shown by.
@@ -65,7 +65,8 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any]:
             "per_step": flops.iteration(shape),
             "convention": flops.CONVENTION,
         }
-        found = published.nearest(site.model, site.gpu, shape)
+        known = architectures.name(shape.model)
+        found = published.nearest(known, site.gpu, shape) if known else None
         if found:
             content["published"] = {**found.settings, "differences": list(found.differences)}
     if "memory" not in made.unknown:

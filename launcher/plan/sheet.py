@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from launcher.config.gpus import GPUS
-from launcher.plan import flops, memory, parameters, published, stages
+from launcher.plan import architectures, flops, memory, parameters, published, stages
 from launcher.plan.data import MEMORY
 from launcher.plan.plan import Shaped, Site
 
@@ -148,9 +148,10 @@ def _terms(rank: memory.Rank) -> str:
 
 def _published(made: Shaped, site: Site) -> list[str]:
     """Return what the nearest published result makes one expect of this job."""
-    found = published.nearest(site.model, site.gpu, made.shape)
+    known = architectures.name(made.shape.model)
+    found = published.nearest(known, site.gpu, made.shape) if known else None
     if found is None:
-        return [f"published  nothing for {site.model} on {site.gpu}"] if site.gpu else []
+        return [f"published  nothing for {known or 'this model'} on {site.gpu}"] if site.gpu else []
     share = flops.iteration(made.shape) / made.shape.parallel.world
     seconds = share / 1e12 / found.tflops
     tokens = made.shape.training.global_batch * made.shape.training.sequence
