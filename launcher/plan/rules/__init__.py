@@ -17,6 +17,7 @@ from launcher.plan.rules import (
     batch,
     environment,
     execution,
+    faults,
     layout,
     model,
     moe,
@@ -25,7 +26,7 @@ from launcher.plan.rules import (
 )
 from launcher.plan.rules.case import Case, Rule, Unreadable
 
-TOPICS = (parallelism, batch, layout, model, moe, precision, execution, environment)
+TOPICS = (parallelism, batch, layout, model, moe, precision, execution, environment, faults)
 ERRORS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.ERRORS)
 RUN_TIME: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.RUN_TIME)
 WARNINGS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.WARNINGS)
