@@ -13,6 +13,7 @@ from typing import Callable
 
 from launcher.config import knobs, layout, model_file, releases
 from launcher.config.arguments import Argument, Arguments, merge, parse, split, value
+from launcher.config.layout import expand
 from launcher.config.parallelism import (
     FLAG_OF,
     LAYERS_PER_CHUNK,
@@ -289,9 +290,12 @@ def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Sett
         words = (str(settings.LAYERS_PER_VP),)
         given = {**given, LAYERS_PER_CHUNK: Argument(LAYERS_PER_CHUNK, words, origin)}
     try:
+        chunks = len(expand(value(given, LAYOUT) or ""))
         runs = virtual_stages(given, settings.PP)
     except ValueError:
         return settings  # the plan says what is wrong with it
+    if flag == LAYOUT and chunks % settings.PP:
+        return settings
     if runs == settings.VPP:
         return settings
     if settings.origin("VPP") == "environment":

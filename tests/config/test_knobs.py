@@ -169,7 +169,6 @@ def test_names_say_the_virtual_stages_that_run():
     layout = "Et*6|t*6|t*6|t*6|t*6|t*6|t*6|t*6L"
     seen = preview(["--pipeline-model-parallel-layout", layout], MODEL="Qwen3-30B-A3B", PP="2")
     assert "VPP4" in seen.flag("--wandb-exp-name")[0]
-    assert "VPP4" in seen.flag("--save")[0]
     seen = preview(MODEL="Qwen3-30B-A3B", PP="4", LAYERS_PER_VP="3")
     assert "VPP4" in seen.flag("--wandb-exp-name")[0]
 

@@ -56,7 +56,13 @@ def expert_overlap_recompute(case: Case) -> Iterator[str]:
     """TransformerConfig: recomputation must not repeat an overlapped all-to-all."""
     if not case.has(OVERLAP):
         return
-    if case.granularity == "full":
+    if case.granularity == "full" and case.release == "dev":
+        for flag in ("--attention-dropout", "--hidden-dropout"):
+            if case.real(flag):
+                yield f"{case.said(OVERLAP)} with full recomputation needs {flag} 0"
+        if case.fp8 == "delayed":
+            yield f"{case.said(OVERLAP)} with full recomputation needs another --fp8-recipe"
+    elif case.granularity == "full":
         yield f"{case.said(OVERLAP)} cannot go with full recomputation: recompute modules instead"
     elif case.has(METHOD) or case.has(NUMBER):
         flag = METHOD if case.has(METHOD) else NUMBER
@@ -194,6 +200,8 @@ def recompute_modules(case: Case) -> Iterator[str]:
         return
     said = case.said(MODULES)
     known = (*RECOMPUTABLE, "gdn_norm_out") if case.since("0.19") else RECOMPUTABLE
+    if case.release == "dev":
+        known = (*known, "gdn", "mhc")
     unknown = sorted(case.recomputed - set(known))
     if unknown:
         yield f"{said}: {unknown[0]} is none of {', '.join(known)}"

@@ -89,9 +89,8 @@ def _used(case: Case, flag: str) -> bool:
 def known_faults(case: Case) -> Iterator[str]:
     """Pull requests of Megatron-LM that the job's release does not have."""
     for fault in known():
-        if not fault.is_in(case.release) or not all(
-            _holds(word, case) for word in fault.when.split()
-        ):
+        words = fault.when.split()
+        if not fault.is_in(case.release) or not all(_holds(word, case) for word in words):
             continue
         cure = f"fixed in {fault.fixed}" if fault.fixed else "fixed in no release yet"
         strikes = " ".join(word for word in words if not word.startswith("!"))
