@@ -76,6 +76,9 @@ SUPERSEDES: Mapping[str, tuple[str, ...]] = {
         "--moe-enable-deepep",
     ),
     "--overlap-moe-expert-parallel-comm": ("--moe-shared-expert-overlap",),
+    "--global-batch-size": ("--step-batch-size-schedule",),
+    "--step-batch-size-schedule": ("--global-batch-size", "--rampup-batch-size"),
+    "--rampup-batch-size": ("--step-batch-size-schedule",),
     "--fp16": ("--bf16",),
     "--bf16": ("--fp16",),
 }

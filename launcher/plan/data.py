@@ -31,6 +31,7 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any]:
         "batch": {
             "micro_batch_size": training.micro_batch,
             "global_batch_size": training.global_batch,
+            "first_global_batch_size": training.first_batch,
             "sequence_length": training.sequence,
             "micro_batches": training.global_batch // (training.micro_batch * parallel.data),
         },

@@ -12,7 +12,7 @@ from launcher.config import parallelism
 from launcher.config.arguments import Arguments, integer, optional, positive, value, whole_number
 from launcher.config.layout import MOST_LAYERS, layer_pattern
 from launcher.config.releases import SUPPORTED, index
-from launcher.plan import choices
+from launcher.plan import batches, choices
 
 ACTIVATION = 2  # bytes of an element in BF16
 SINGLE = 4  # bytes of an element in FP32
@@ -155,7 +155,8 @@ class Training:
     """Batch, precision, recomputation and optimizer: what memory depends on besides the sizes."""
 
     micro_batch: int  # sequences
-    global_batch: int  # sequences
+    global_batch: int  # sequences; the last one where it changes over the run
+    first_batch: int  # sequences, at the start of the run
     sequence: int  # tokens
     group_size: int | None  # --microbatch-group-size-per-virtual-pipeline-stage
     weight_bytes: int  # of a parameter outside FP8: 2 or 4
@@ -202,7 +203,7 @@ def read(arguments: Arguments, world_size: int, release: str = SUPPORTED[-1]) ->
         _model(arguments, parallel.tensor, release),
         parallel,
         _split(arguments),
-        _training(arguments, parallel),
+        _training(arguments, parallel, release),
     )
 
 
@@ -396,11 +397,14 @@ def _bytes(arguments: Arguments, flag: str) -> int:
     return _BYTES[name]
 
 
-def _training(arguments: Arguments, parallel: Parallel) -> Training:
+def _training(arguments: Arguments, parallel: Parallel, release: str) -> Training:
     half = "--bf16" in arguments or "--fp16" in arguments
     fp8 = "--fp8-format" in arguments
     recompute = choices.granularity(arguments)
     micro_batch = positive(arguments, "--micro-batch-size", 1)
+    sequence = positive(arguments, "--seq-length", 4096)
+    final = positive(arguments, "--global-batch-size", micro_batch * parallel.data)
+    changing = batches.steps(arguments, final, sequence, release)
     offload = "--optimizer-cpu-offload" in arguments
     graphs = choices.graphs(arguments) != "none"
     main_gradients = _bytes(arguments, "--main-grads-dtype")
@@ -408,8 +412,9 @@ def _training(arguments: Arguments, parallel: Parallel) -> Training:
     full = main_gradients == 4 and "--grad-reduce-in-bf16" not in arguments
     return Training(
         micro_batch=micro_batch,
-        global_batch=positive(arguments, "--global-batch-size", micro_batch * parallel.data),
-        sequence=positive(arguments, "--seq-length", 4096),
+        global_batch=changing[-1].batch,
+        first_batch=changing[0].batch,
+        sequence=sequence,
         group_size=optional(arguments, "--microbatch-group-size-per-virtual-pipeline-stage"),
         weight_bytes=2 if half else 4,
         fp8=(value(arguments, "--fp8-recipe") or "delayed") if fp8 else None,

@@ -76,6 +76,11 @@ def structure(made: Shaped, site: Site) -> list[str]:
         f"EP{parallel.expert} EDP{parallel.expert_data}" + "".join(f"; {one}" for one in where),
         f"batch      {training.global_batch} sequences of {training.sequence} tokens = "
         f"DP{parallel.data} × {micro_batches:g} micro-batches of {training.micro_batch}"
+        + (
+            f"; at the start {training.first_batch} sequences"
+            if training.first_batch != training.global_batch
+            else ""
+        )
         # Narayanan et al., arXiv:2104.04473, section 2.2.2.
         + (f"; pipeline bubble {idle:.1%} of the ideal step" if parallel.pipeline > 1 else ""),
     ]

@@ -23,10 +23,11 @@ from launcher.plan.rules import (
     moe,
     parallelism,
     precision,
+    ramp,
 )
 from launcher.plan.rules.case import Case, Rule, Unreadable
 
-TOPICS = (parallelism, batch, layout, model, moe, precision, execution, environment, faults)
+TOPICS = (parallelism, batch, layout, model, moe, precision, execution, environment, faults, ramp)
 ERRORS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.ERRORS)
 RUN_TIME: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.RUN_TIME)
 WARNINGS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.WARNINGS)
