@@ -779,13 +779,16 @@ def load(path: Path) -> tuple[dict[str, Job], dict[str, dict[str, Any]]]:
 
 def judge(seed: int, count: int, path: Path) -> None:
     """Draw, ask Megatron, and append to the file what is not there yet."""
-    if path.exists():
-        start, done = load(path)
-    else:
-        start, done = bases(), {}
+    start = load(path)[0] if path.exists() else bases()
+    record(start, {f"{seed}-{i}": draw(start, seed, i) for i in range(count)}, path)
+
+
+def record(start: Mapping[str, Job], jobs: Mapping[str, Job], path: Path) -> None:
+    """Ask Megatron about jobs, and append to the file what is not there yet."""
+    done = load(path)[1] if path.exists() else {}
+    if not path.exists():
         with path.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(asdict(base)) + "\n" for base in start.values())
-    jobs = {f"{seed}-{i}": draw(start, seed, i) for i in range(count)}
     left = {name: job for name, job in jobs.items() if name not in done}
     began, accepted = time.monotonic(), 0
     with path.open("a", encoding="utf-8") as out:
@@ -793,8 +796,8 @@ def judge(seed: int, count: int, path: Path) -> None:
             name = verdict["name"]
             said = {key: verdict[key] for key in ("accepted", "refused_by")}
             message = verdict["message"][:160]
-            record = {"name": name, **changes(jobs[name], start[jobs[name].base]), **said}
-            out.write(json.dumps({**record, "message": message}) + "\n")
+            made = {"name": name, **changes(jobs[name], start[jobs[name].base]), **said}
+            out.write(json.dumps({**made, "message": message}) + "\n")
             out.flush()
             accepted += verdict["accepted"]
             rate = (time.monotonic() - began) / number
