@@ -108,7 +108,7 @@ def _plan(words: Sequence[str]) -> int:
     job = build(_request("plan", words, given))
     opinion = verification.wanted(job)
     print(report(job, opinion, everything=len(given) < len(words)))
-    refused = opinion is not None and not opinion.agrees
+    refused = opinion is not None and opinion.refuses
     return 1 if job.objections or refused else 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +35,7 @@ class Opinion:
     refused_by: str | None  # parser, validate_args, configuration, groups or model
     message: str  # Megatron's own, of a refusal
     stages: int  # pipeline stages whose parameters were counted
+    left_out: tuple[str, ...]  # flags that the model was built without, or with another value
     differences: tuple[str, ...]
     seconds: float = field(compare=False)
 
@@ -43,6 +43,13 @@ class Opinion:
     def agrees(self) -> bool:
         """Whether Megatron takes the job, and the plan is right about it."""
         return self.accepted and not self.differences
+
+    @property
+    def refuses(self) -> bool:
+        """Whether Megatron refuses the job, or the plan is wrong about it; not where it could not
+        be asked to the end.
+        """
+        return self.refused_by is not None or bool(self.differences)
 
     def lines(self) -> list[str]:
         """Return the opinion for a reader."""
@@ -52,19 +59,16 @@ class Opinion:
             else "accepts the job"
             if self.accepted
             else f"refuses the job ({self.refused_by}): {self.message}"
+            if self.refused_by
+            else f"could not be asked to the end: {self.message}"
         )
+        built = f"it parsed, validated and grouped the whole job, and built {self.stages} stages"
+        without = f" without {' '.join(self.left_out)}" if self.left_out else ""
         return [
             f"{self.megatron} itself {verdict} ({self.seconds:.0f} s)",
+            *([f"{built}{without}; nothing was run"] if self.accepted else []),
             *(f"error: the plan differs: {line}" for line in self.differences),
         ]
-
-
-def wanted(job: Job) -> Opinion | None:
-    """Return Megatron's opinion where VERIFY=1 asks for it. Raises UsageError as `ask` does."""
-    if not job.settings.VERIFY:
-        return None
-    print("VERIFY=1: Megatron-Core itself reads the job (imports, then stages) …", file=sys.stderr)
-    return ask(job)
 
 
 def ask(job: Job) -> Opinion:
@@ -111,6 +115,7 @@ def ask(job: Job) -> Opinion:
         refused_by=verdict["refused_by"],
         message=verdict["message"],
         stages=len(verdict["stages"]),
+        left_out=tuple(verdict["left_out"]),
         differences=tuple(_differences(job, verdict)),
         seconds=verdict["seconds"],
     )
@@ -119,7 +124,7 @@ def ask(job: Job) -> Opinion:
 def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
     """Return where plan and Megatron disagree: on the job, or on a stage's parameters."""
     if not verdict["accepted"] and verdict["refused_by"] is None:
-        return [f"Megatron could not judge: {verdict['message']}"]
+        return []  # a package or a GPU is missing here: that is no word on the job
     if verdict["accepted"] != (not job.objections):
         return ["it finds no error" if verdict["accepted"] is False else "it refuses the job"]
     if not verdict["accepted"]:

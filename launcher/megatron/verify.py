@@ -16,11 +16,13 @@ and a line of standard output its verdict, as soon as there is one:
 
     {"name": "…", "accepted": true, "refused_by": null, "message": "",
      "stages": [{"pipeline_rank": 0, "parameters": …, "expert_parameters": …, …}],
+     "left_out": ["--recompute-granularity", …],      flags that the model was built without
      "seconds": 3.2}
 
 `refused_by` is what a launch would meet first: the "parser", "validate_args", the "configuration"
 (TransformerConfig, optimizer), the process "groups", or the "model"; `message` is Megatron's own.
-It is null in a refusal when this judge failed, not the job.
+It is null in a refusal when this judge failed, not the job: where a package is missing here, or
+where what stands in for a GPU or for Transformer Engine raised the error.
 
 A job's own arguments are parsed, validated, made a configuration and grouped at its world size, as
 if the containers' Transformer Engine were there. Only then, to build the model on the meta device,
@@ -125,6 +127,7 @@ class Verdict:
     refused_by: str | None = None
     message: str = ""
     stages: list[dict[str, int]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -138,7 +141,20 @@ def _stage(name: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
+        if _is_ours(error):
+            raise Refused(None, f"{_OWN_FAULT} at {name}: {explain(error)}") from error
         raise Refused(name, explain(error)) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Say whether an error is this machine's: a missing package, or a stand-in that raised it."""
+    if isinstance(error, ImportError) or "No module named" in str(error):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    stand_ins = {
+        str(path) for path in Path(__file__).parent.glob("*.py") if path.name != "verify.py"
+    }
+    return bool(frames) and frames[-1].filename in stand_ins
 
 
 def explain(error: BaseException) -> str:
@@ -197,7 +213,7 @@ class _Case:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.verdict = Verdict(job.name)
+        self.verdict = Verdict(job.name, left_out=left_out(job.argv))
         self.unfinished: set[_Task] = set()
         self.started = time.monotonic()
 
@@ -404,12 +420,23 @@ def _check(job: Job) -> dict[str, int]:
     return {"pipeline_parallel": args.pipeline_model_parallel_size}
 
 
-def replace(argv: Iterable[str]) -> list[str]:
-    """The words of Megatron's command line that the model is built with."""
+def _removed() -> set[str]:
     from launcher.megatron.replacements import ON_THE_CPU, WITHOUT_TRANSFORMER_ENGINE
 
     without = (*WITHOUT_TRANSFORMER_ENGINE, *ON_THE_CPU)
-    removed = {*NOT_BUILT, *BUILT_WITH, *(flag for one in without for flag in one.flags)}
+    return {*NOT_BUILT, *BUILT_WITH, *(flag for one in without for flag in one.flags)}
+
+
+def left_out(argv: Iterable[str]) -> list[str]:
+    """The job's flags that the model is built without, or with another value."""
+    removed = _removed()
+    given = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
+    return [flag for flag in dict.fromkeys(given) if flag in removed]
+
+
+def replace(argv: Iterable[str]) -> list[str]:
+    """The words of Megatron's command line that the model is built with."""
+    removed = _removed()
     words, skipping = [], False
     for word in argv:
         if word.startswith("--"):

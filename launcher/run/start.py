@@ -69,7 +69,7 @@ def _check(job: Job, script: str, opinion: Opinion | None, environ: Mapping[str,
     objections = list(job.objections)
     if not job.is_local:
         objections += container.missing(job.settings)
-    if opinion is not None and not opinion.accepted:
+    if opinion is not None and opinion.refused_by:
         objections.append(f"{opinion.megatron} itself refuses the job: {opinion.message}")
     if objections and not job.settings.FORCE:
         raise UsageError(

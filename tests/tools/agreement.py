@@ -783,7 +783,9 @@ def judge(seed: int, count: int, path: Path) -> None:
     record(start, {f"{seed}-{i}": draw(start, seed, i) for i in range(count)}, path)
 
 
-def record(start: Mapping[str, Job], jobs: Mapping[str, Job], path: Path) -> None:
+def record(
+    start: Mapping[str, Job], jobs: Mapping[str, Job], path: Path, build: str = "ends"
+) -> None:
     """Ask Megatron about jobs, and append to the file what is not there yet."""
     done = load(path)[1] if path.exists() else {}
     if not path.exists():
@@ -792,7 +794,7 @@ def record(start: Mapping[str, Job], jobs: Mapping[str, Job], path: Path) -> Non
     left = {name: job for name, job in jobs.items() if name not in done}
     began, accepted = time.monotonic(), 0
     with path.open("a", encoding="utf-8") as out:
-        for number, verdict in enumerate(verdicts(left), 1):
+        for number, verdict in enumerate(verdicts(left, build), 1):
             name = verdict["name"]
             said = {key: verdict[key] for key in ("accepted", "refused_by")}
             message = verdict["message"][:160]

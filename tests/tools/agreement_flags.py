@@ -1,11 +1,12 @@
 """How often the plan and Megatron agree on jobs drawn by flags, not by recipes.
 
-    python tests/tools/agreement_flags.py judge SEED TIMES FILE    each flag TIMES times; ask both
+    python tests/tools/agreement_flags.py judge SEED TIMES FILE [none]    each flag TIMES times
     python tests/tools/agreement_flags.py report FILE              ask the plan again; list
 
 Every flag of the release's catalogue is drawn, with legal and illegal values, on a small job of one
 of three kinds; some draws add what the flag's own messages ask for, others a second flag. FILE is
-as agreement.py's.
+as agreement.py's. With `none`, the model is not built: parser, validation, configuration and groups
+alone, which takes a third of the time.
 """
 
 from __future__ import annotations
@@ -101,18 +102,18 @@ def draw(start: Mapping[str, Job], seed: int, number: int, names: list[str]) -> 
     return job
 
 
-def judge(seed: int, times: int, path: Path) -> None:
+def judge(seed: int, times: int, path: Path, build: str) -> None:
     """Draw each flag so many times, ask both, append to the file."""
     names = sorted(flags.load(agreement.RELEASE).entries)
     random.Random(seed).shuffle(names)
     agreement.record(bases(), {
         f"{seed}-{number}": draw(bases(), seed, number, names)
         for number in range(times * len(names))
-    }, path)  # fmt: skip
+    }, path, build)  # fmt: skip
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "judge":
-        judge(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+        judge(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), *(sys.argv[5:] or ["ends"]))
     else:
         agreement.report(Path(sys.argv[2]))
