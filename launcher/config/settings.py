@@ -260,7 +260,7 @@ class Settings:
         "launching", SWITCH, "1: print every argument with the place that set it", False
     )
     FORCE: bool = _setting("launching", SWITCH, "1: submit although a check objects", False)
-    VERIFY: bool = _setting("launching", SWITCH, "1: let Megatron-Core itself check the job too, on this machine", False)
+    VERIFY: bool = _setting("launching", SWITCH, "1: let Megatron-Core itself check the job too, on this machine; unset: before a submission, where Megatron is set up here; 0: never", False)
     PLAN_FORMAT: str | None = _setting("launching", _choice("text", "json"), "how the plan is printed; unset: text")
     TIMESTAMP: str | None = _setting(
         "launching",

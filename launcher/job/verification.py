@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,46 @@ class Opinion:
             *([f"{built}{without}; nothing was run"] if self.accepted else []),
             *(f"error: the plan differs: {line}" for line in self.differences),
         ]
+
+
+def wanted(job: Job) -> Opinion | None:
+    """Return Megatron's opinion where VERIFY=1 asks for it. Raises UsageError as `ask` does."""
+    if not job.settings.VERIFY:
+        return None
+    print("VERIFY=1: Megatron-Core itself reads the job (imports, then stages) …", file=sys.stderr)
+    return ask(job)
+
+
+def before_submission(job: Job) -> Opinion | None:
+    """Return Megatron's opinion of a job that is about to be submitted.
+
+    Without a word of VERIFY it is asked where it is here already, of a job of full size; VERIFY=0
+    turns that off. Raises UsageError as `ask` does, with VERIFY=1 alone.
+    """
+    settings = job.settings
+    if settings.VERIFY:
+        return wanted(job)
+    said = settings.origin("VERIFY") != "unset"
+    small = job.is_local or settings.SMOKE or settings.GPU == "none"
+    if said or small or job.objections or not _is_here(job):
+        return None
+    print("Megatron-Core itself reads the job first (VERIFY=0 leaves that out) …", file=sys.stderr)
+    try:
+        return ask(job)
+    except UsageError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return None
+
+
+def _is_here(job: Job) -> bool:
+    """Say whether the release's Megatron can be asked here without installing anything."""
+    settings = job.settings
+    release = releases.SUPPORTED[releases.index(settings.MCORE_RELEASE_VERSION)]
+    python, ready = training.python(settings)
+    if release not in JUDGED or not ready:
+        return False
+    has = training.installed(python, "megatron_core") or ""
+    return os.path.isdir(settings.MEGATRON_PATH or "") or has.startswith(f"{release}.")
 
 
 def ask(job: Job) -> Opinion:

@@ -23,7 +23,7 @@ from launcher.run import directory, ending, follow, here, submission
 
 def start(request: Request) -> int:
     """Check the job, make its run directory, start it, and return the exit status."""
-    job, opinion = prepare(request)
+    job, opinion = prepare(request, by_itself=True)
     tell(job, opinion)
     if job.is_local:
         return here.run(job)
@@ -45,13 +45,15 @@ def start(request: Request) -> int:
     return _follow(job, job_id) if job.settings.WAIT else 0
 
 
-def prepare(request: Request) -> tuple[Job, Opinion | None]:
+def prepare(request: Request, by_itself: bool = False) -> tuple[Job, Opinion | None]:
     """Return the job, checked, with a run directory of its own, and what Megatron says of it.
+
+    Megatron is asked with VERIFY=1, and `by_itself` where it is here.
 
     Raises UsageError.
     """
     job = build(request)
-    opinion = verification.wanted(job)
+    opinion = verification.before_submission(job) if by_itself else verification.wanted(job)
     _check(job, render(job), opinion, request.environ)
     number = directory.create(job.run_dir)
     if number:  # the name was taken by another launch of this second
