@@ -347,6 +347,50 @@ BROKEN = [
         "needs it to be 0",
         environment={"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "1"},
     ),
+    Broken("ramp.readable_batches", "--step-batch-size-schedule 1B:64", "no entry for the start"),
+    Broken("ramp.whole_steps", "--step-batch-size-schedule 0:63", "not a multiple of MBS*DP = 4"),
+    Broken("ramp.ignored_rampup", "--rampup-batch-size 32 32 100", "no effect from"),
+    Broken("rare.weight_shards", "--tensor-parallel-num-weight-shards 3", "multiple of TP=2"),
+    Broken("rare.weight_shards_world", "--tensor-parallel-num-weight-shards 6", "PP*CP = 12"),
+    Broken(
+        "rare.weight_shards_companions",
+        "--tensor-parallel-num-weight-shards 4 --ddp-average-in-collective",
+        "cannot go with --ddp-average",
+    ),
+    Broken("rare.hybrid_context", "--hybrid-context-parallel", "needs PP=1"),
+    Broken("rare.fill_in_the_middle", "--fim-data", "cannot go with --mock-data"),
+    Broken("rare.reinforcement", "--perform-rl-step --rl-persist-cuda-graphs", "--cuda-graph-impl"),
+    Broken("rare.sharp", "--sharp-enabled-group dp", "needs --use-sharp"),
+    Broken("rare.local_backend", "--attention-backend local", "needs --spec local"),
+    Broken("rare.width_scaling", "--use-mup --mup-base-hidden-size 0", "below 1"),
+    Broken("rare.l2_norm", f"--qk-l2-norm {MLA}", "cannot go with --multi-latent"),
+    Broken("rare.converted_checkpoints", "--ckpt-convert-format torch_dist", "needs --load"),
+    Broken("rare.local_checkpoints", "--non-persistent-ckpt-type local", "ckpt-dir"),
+    Broken("rare.fsdp_sharding", "--fsdp-manual-registration", "needs --use-nccl-ub"),
+    Broken("rare.offload_numbers", f"{OFFLOAD} moe_act --activation-offload-fraction 2", "0 and 1"),
+    Broken("rare.paged_stash", "--moe-paged-stash --offload-modules moe_act", "cannot go with moe"),
+    Broken("rare.layer_recompute", "--moe-layer-recompute --recompute-granularity full", "full"),
+    Broken(
+        "rare.pipelined_inference",
+        "--inference-batch-times-seqlen-threshold 4 --pipeline-model-parallel-size 1",
+        "PP above 1",
+    ),
+    Broken("rare.saved_logits", "--logits-save-dir /x --logits-save-top-k 2", "--async-save"),
+    Broken("rare.single_grouped_precision", "--moe-single-grouped-bias", "--disable-bias-linear"),
+    Broken("rare.hybrid_pattern", "--hybrid-layer-pattern MxM", "'x' is none of"),
+    Broken("start.warmup_stable_decay", "--lr-decay-style WSD", "needs --lr-wsd-decay-samples"),
+    Broken("start.exit_signal", "--exit-signal-handler --exit-signal SIGKILL", "be caught"),
+    Broken("start.external_data", "--dataloader-type external", "its own data loader"),
+    Broken("start.full_validation", "--full-validation --split 100,0,0", "validation share"),
+    Broken("start.sinkhorn", "--moe-router-load-balancing-type sinkhorn", "--moe-aux-loss-coeff 0"),
+    Broken(
+        "start.evaluation_in_virtual_stages",
+        f"{VPP} --eval-iters 1 --eval-global-batch-size 4",
+        "groups of 2",
+    ),
+    Broken("start.optimizer_package", "--optimizer muon", "emerging_optimizers"),
+    Broken("start.storage_package", "--enable-msc", "multi-storage-client"),
+    Broken("faults.known_faults", "--cuda-graph-impl local --cuda-graph-modules attn", "#6643"),
 ]
 
 
@@ -404,7 +448,9 @@ def test_what_cannot_be_read_is_left_to_the_parser():
 
 @pytest.mark.parametrize("release", ["0.15", "0.16", "0.17", "0.18", "0.19", "dev"])
 def test_a_good_job_is_good_for_every_release(release: str):
-    assert check(case(release=release)) == []
+    found = check(case(release=release))
+    assert {one.rule for one in found} <= {"faults.known_faults"}
+    assert all(one.severity == "warning" for one in found)
 
 
 @pytest.mark.parametrize(
@@ -420,6 +466,9 @@ def test_refused_from_a_release_on(flags: str, first: str):
     refusing = [
         release
         for release in releases
-        if check(case(flags, release=release, environment=environment))
+        if any(
+            one.severity == "error"
+            for one in check(case(flags, release=release, environment=environment))
+        )
     ]
     assert refusing == releases[releases.index(first) :]

@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [*(p for p in sys.path if p != str(Path(__file__).parent)), str(ROOT)]
@@ -102,6 +103,35 @@ def draw(start: Mapping[str, Job], seed: int, number: int, names: list[str]) -> 
     return job
 
 
+def packaged(record: Mapping[str, Any]) -> bool:
+    """Say whether Megatron refused a draw because a package is missing here that a flag needs."""
+    catalogue = flags.load(agreement.RELEASE)
+    known = [catalogue.get(flag) for flag in record["changed"]]
+    return record["refused_by"] == "parser" and (
+        any(one is not None and one.needs for one in known)
+        or "package is not installed" in record["message"]
+    )
+
+
+def report(path: Path) -> None:
+    """Print the agreement on draws by flags; those for which a package is missing are left out."""
+    start, records = agreement.load(path)
+    judged = {name: one for name, one in records.items() if not packaged(one)}
+    print(f"{len(records) - len(judged)} of {len(records)} need a package that is missing here")
+    compared = agreement.compare(start, judged.values())
+    ours = [one for one in compared if not one.record["accepted"] and not one.errors]
+    theirs = [one for one in compared if one.record["accepted"] and one.errors]
+    for one in (*ours, *theirs):
+        said = one.record["message"] or "accepts"
+        drawn = {flag: one.record["set"].get(flag) for flag in one.record["changed"]}
+        print(f"{one.record['name']} {one.record['base']} {drawn}")
+        print(f"   Megatron: {said}\n   the plan: {'; '.join(one.errors) or 'accepts'}")
+    print(
+        f"{len(compared)} judged; accepted by the plan and refused by Megatron {len(ours)} "
+        f"({len(ours) / len(compared):.2%}), the other way {len(theirs)}"
+    )
+
+
 def judge(seed: int, times: int, path: Path, build: str) -> None:
     """Draw each flag so many times, ask both, append to the file."""
     names = sorted(flags.load(agreement.RELEASE).entries)
@@ -116,4 +146,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "judge":
         judge(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), *(sys.argv[5:] or ["ends"]))
     else:
-        agreement.report(Path(sys.argv[2]))
+        report(Path(sys.argv[2]))

@@ -24,10 +24,25 @@ from launcher.plan.rules import (
     parallelism,
     precision,
     ramp,
+    rare,
+    start,
 )
 from launcher.plan.rules.case import Case, Rule, Unreadable
 
-TOPICS = (parallelism, batch, layout, model, moe, precision, execution, environment, faults, ramp)
+TOPICS = (
+    parallelism,
+    batch,
+    layout,
+    model,
+    moe,
+    precision,
+    execution,
+    environment,
+    faults,
+    ramp,
+    rare,
+    start,
+)
 ERRORS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.ERRORS)
 RUN_TIME: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.RUN_TIME)
 WARNINGS: tuple[Rule, ...] = tuple(rule for topic in TOPICS for rule in topic.WARNINGS)

@@ -147,7 +147,8 @@ class Case:
     @functools.cached_property
     def data(self) -> int:
         """DP. Raises Unreadable where the world size does not allow it."""
-        model = self.tensor * self.pipeline * self.context
+        shards = self.number("--tensor-parallel-num-weight-shards") or self.tensor
+        model = max(shards, self.tensor) * self.pipeline * self.context
         if self.world_size % model:
             raise Unreadable("world size")
         return self.world_size // model

@@ -169,7 +169,8 @@ def rare_values(case: Case) -> Iterator[str]:
             yield f"{case.said('--qk-clip-alpha')} is not between 0 and 1"
         if (case.real("--qk-clip-threshold") or 0) <= 0:
             yield f"{case.said('--qk-clip-threshold')} is not above 0"
-    if (case.real("--glu-linear-offset") or 0) != 0 and not case.has("--no-bias-swiglu-fusion"):
+    fused = not case.has("--no-bias-swiglu-fusion", "--quick-geglu")
+    if (case.real("--glu-linear-offset") or 0) != 0 and fused:
         yield f"{case.said('--glu-linear-offset')} needs --no-bias-swiglu-fusion"
 
 
