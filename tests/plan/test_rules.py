@@ -375,6 +375,7 @@ BROKEN = [
         "--inference-batch-times-seqlen-threshold 4 --pipeline-model-parallel-size 1",
         "PP above 1",
     ),
+    Broken("rare.inference_modules", "--inference-fuse-tp-communication", "inference_optimized"),
     Broken("rare.saved_logits", "--logits-save-dir /x --logits-save-top-k 2", "--async-save"),
     Broken("rare.single_grouped_precision", "--moe-single-grouped-bias", "--disable-bias-linear"),
     Broken("rare.hybrid_pattern", "--hybrid-layer-pattern MxM", "'x' is none of"),

@@ -129,7 +129,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "--fsdp-manual-registration": ("--use-megatron-fsdp",),
     "--activation-func-fp8-input-store": ("--swiglu",),
     "--use-te-activation-func": ("--no-bias-swiglu-fusion",),
-    "--inference-fuse-tp-communication": ("--transformer-impl",),
     "--ddp-param-name-patterns-for-fp32-local-accumulation": ("--grad-reduce-in-bf16",),
 }
 # Pairs that are refused together.

@@ -227,6 +227,13 @@ def pipelined_inference(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} cannot go with CUDA graphs"
 
 
+def inference_modules(case: Case) -> Iterator[str]:
+    """TransformerConfig: communication fused into the modules that are made for inference."""
+    flag = "--inference-fuse-tp-communication"
+    if case.has(flag) and case.text("--transformer-impl") != "inference_optimized":
+        yield f"{case.said(flag)} needs --transformer-impl inference_optimized"
+
+
 def saved_logits(case: Case) -> Iterator[str]:
     """validate_args: logits are written by the checkpoints' worker."""
     flag = "--logits-save-dir"
@@ -286,6 +293,7 @@ ERRORS = (
     paged_stash,
     layer_recompute,
     pipelined_inference,
+    inference_modules,
     saved_logits,
     single_grouped_precision,
     hybrid_pattern,
