@@ -18,7 +18,7 @@ from launcher.config.arguments import Argument, Arguments, shortened, whole_numb
 from launcher.config.layout import expression
 from launcher.config.releases import RENAMES, SUPPORTED, Rename, index
 from launcher.errors import did_you_mean
-from launcher.plan import Finding
+from launcher.plan import Finding, influence
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 
@@ -49,6 +49,7 @@ OTHER_RENAMES = (
     Rename("--offload-optimizer-states", "--chunked-optimizer-state-offload", "dev"),
 )
 
+NO_NUMBERS = ("nan", "inf", "infinity")  # that Python reads as numbers
 # argparse takes a word with a dash in front for a flag unless it is such a number: -1e-3 is none.
 _NEGATIVE = re.compile(r"-\d+$|-\d*\.\d+$")
 
@@ -186,10 +187,20 @@ def _refusal(argument: Argument, known: Flag) -> str:
             converted = convert(text)
         except (ValueError, TypeError):
             return f"takes {called}, not {shortened(text)!r}"
+        if _is_no_size(argument, converted):
+            return f"takes a finite number, not {text!r}"
         if known.choices and converted not in known.choices:
             near = did_you_mean(text, map(str, known.choices))
             return f"takes {_listed(known.choices)}, not {shortened(text)!r}.{near}"
     return ""
+
+
+def _is_no_size(argument: Argument, converted: object) -> bool:
+    """Say whether a value is inf or nan where the plan computes with it."""
+    if not isinstance(converted, float) or math.isfinite(converted):
+        return False
+    does = influence.of(argument.flag, argument.values)
+    return does is not None and does.influence == influence.MODELLED
 
 
 def _exactly(number: int | str | None) -> tuple[str, float, float]:
@@ -224,6 +235,10 @@ def _advice(argument: Argument, known: Flag, catalogue: Catalogue) -> list[str]:
         found.append(f"is deprecated: {known.deprecated}")
     if known.needs:
         found.append(f"is known only where the package {known.needs} is installed")
+    if known.type == "float" and any(
+        text.lower().lstrip("+-") in NO_NUMBERS for text in argument.values
+    ):
+        found.append(f"is {' '.join(argument.values)}, which is no number to train with")
     if known.type == "bool" and argument.values and argument.values[0]:
         found.append(f"reads any text as true, {argument.values[0]!r} too")
     return found
@@ -242,19 +257,12 @@ def _alignment(text: str) -> object:
     return text if text == "max" else whole_number(text)
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
-
-
 # By Megatron's name of the function that reads the text; of a function that is not here, any text
 # is taken as good.
 _FREQUENCY = (_pattern, "a whole number or a list such as ([0]*3+[1]*58)")
 _TYPES: Mapping[str, tuple[Callable[[str], object], str]] = {
     "int": (whole_number, "a whole number below 10^18"),
-    "float": (_finite, "a finite number"),
+    "float": (float, "a number"),
     "moe_freq_type": _FREQUENCY,
     "la_freq_type": _FREQUENCY,
     "no_rope_freq_type": _FREQUENCY,

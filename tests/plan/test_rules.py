@@ -378,6 +378,7 @@ BROKEN = [
     Broken("rare.inference_modules", "--inference-fuse-tp-communication", "inference_optimized"),
     Broken("rare.saved_logits", "--logits-save-dir /x --logits-save-top-k 2", "--async-save"),
     Broken("rare.single_grouped_precision", "--moe-single-grouped-bias", "--disable-bias-linear"),
+    Broken("rare.encoded_layers", "--heterogeneous-layers-config-encoded-json [1]", "no JSON map"),
     Broken("rare.hybrid_pattern", "--hybrid-layer-pattern MxM", "'x' is none of"),
     Broken("start.warmup_stable_decay", "--lr-decay-style WSD", "needs --lr-wsd-decay-samples"),
     Broken("start.exit_signal", "--exit-signal-handler --exit-signal SIGKILL", "be caught"),

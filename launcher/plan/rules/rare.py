@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from launcher.plan.rules.case import Case, multiples
@@ -252,6 +253,20 @@ def single_grouped_precision(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} cannot go with --disable-bias-linear"
 
 
+def encoded_layers(case: Case) -> Iterator[str]:
+    """validate_model_config_args_from_heterogeneous_config: a JSON map of the layers."""
+    flag = "--heterogeneous-layers-config-encoded-json"
+    if not case.has(flag):
+        return
+    try:
+        content = json.loads(case.text(flag) or "")
+    except ValueError as error:
+        yield f"{flag} ({case.arguments[flag].origin}) is no JSON: {error}"
+        return
+    if not isinstance(content, dict):
+        yield f"{flag} ({case.arguments[flag].origin}) is no JSON map"
+
+
 HYBRID = frozenset("MG*D+-E|")
 
 
@@ -296,6 +311,7 @@ ERRORS = (
     inference_modules,
     saved_logits,
     single_grouped_precision,
+    encoded_layers,
     hybrid_pattern,
 )
 RUN_TIME = ()
