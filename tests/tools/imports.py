@@ -24,7 +24,8 @@ ORDER = (
     ("megatron", "errors"),
 )
 AT_THE_TOP = {"launcher": "errors", "launcher.__main__": "cli"}  # modules of no package: its floor
-MOST_FLOORS = 9  # of packages, and of the modules within one
+MOST_FLOORS = 9  # of packages
+MOST_WITHIN = 12  # floors of the modules within one
 # The packages whose processes run in the training environment.
 MAY_IMPORT_TORCH = ("convert", "megatron")
 # What else an import may name outside them: all that a login node has to have.
