@@ -30,6 +30,11 @@ MOST_WITHIN = 12  # floors of the modules within one
 MAY_IMPORT_TORCH = ("convert", "megatron")
 # What else an import may name outside them: all that a login node has to have.
 LOGIN_NODE = ("jinja2", "launcher", "yaml")
+# What these use where it is installed, and do without where it is not.
+WHERE_INSTALLED = {
+    "launcher.report.page": ("plotly",),
+    "launcher.report.trackers": ("tensorboard", "wandb"),
+}
 
 Imports = Mapping[str, frozenset[str]]  # module → the modules of launcher/ that it imports
 
