@@ -186,7 +186,8 @@ class Mtp:
     # All by the number of decoder layers and that of the MTP layer, from 0.
     layer: Callable[[int, int], str]  # what the names of its transformer layer start with
     rows: Callable[[int, int], Rows]  # of its own parts; sources by their full names
-    default: int  # layers where config.json has no num_nextn_predict_layers
+    # Layers where config.json lacks num_nextn_predict_layers; None where it never has it.
+    default: int | None
     # Tensors published twice: what they repeat. They are compared, and written back.
     twins: Callable[[int, int], tuple[tuple[str, str], ...]] = lambda layers, number: ()
 
@@ -251,14 +252,14 @@ TABLES = {
             "qwen3-next",
             ("qwen3_next",),
             _qwen3_next,
-            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, 1),
+            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, None),
             zero_centred=True,
         ),
         Table(
             "qwen3-5-moe",
             ("qwen3_5_moe_text",),
             _qwen3_5,
-            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, 1),
+            Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, None),
             zero_centred=True,
         ),
         Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2),

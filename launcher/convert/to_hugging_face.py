@@ -227,7 +227,7 @@ def described(
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         found[key] = name
     counts = [key for key in MTP_KEYS if key in config]
-    if not counts and table.mtp and table.mtp.default != mtp:
+    if not counts and table.mtp and table.mtp.default not in (None, mtp):
         counts = [MTP_KEYS[0]]
     return {**found, **dict.fromkeys(counts, mtp)}
 
