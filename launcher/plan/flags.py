@@ -261,7 +261,7 @@ def _alignment(text: str) -> object:
 # is taken as good.
 _FREQUENCY = (_pattern, "a whole number or a list such as ([0]*3+[1]*58)")
 _TYPES: Mapping[str, tuple[Callable[[str], object], str]] = {
-    "int": (whole_number, "a whole number below 10^18"),
+    "int": (whole_number, "a whole number"),
     "float": (float, "a number"),
     "moe_freq_type": _FREQUENCY,
     "la_freq_type": _FREQUENCY,

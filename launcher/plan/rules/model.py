@@ -138,7 +138,6 @@ EXCLUDE: Mapping[str, tuple[str, ...]] = {
     "--encoder-num-layers": ("--num-layers",),
     "--encoder-seq-length": ("--seq-length",),
     "--fused-single-qkv-rope": ("--attention-output-gate",),
-    "--save-params-interval": ("--overlap-param-gather",),
     "--heterogeneous-layers-config-path": ("--multi-latent-attention",),
 }
 

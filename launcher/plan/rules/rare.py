@@ -56,6 +56,13 @@ def weight_shards_companions(case: Case) -> Iterator[str]:
         yield f"{case.said_variable(priority)}: {flag} with CUDA graphs needs it to be 1"
 
 
+def weight_shards_engine(case: Case) -> Iterator[str]:
+    """ProcessGroupCollection: the split is Transformer Engine's, from 2.19 on."""
+    for flag, size in ((SHARDS, case.tensor), (EXPERT_SHARDS, case.expert_tensor)):
+        if (case.number(flag) or 0) > size:
+            yield f"{case.said(flag)} needs Transformer Engine 2.19 or newer where the job runs"
+
+
 def hybrid_context(case: Case) -> Iterator[str]:
     """validate_args: context parallel groups that follow the sequences' lengths."""
     flag = "--hybrid-context-parallel"
@@ -235,6 +242,13 @@ def inference_modules(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs --transformer-impl inference_optimized"
 
 
+def saved_parameters(case: Case) -> Iterator[str]:
+    """validate_args: parameters are saved between steps, when they are not on their way."""
+    flag, overlap = "--save-params-interval", "--overlap-param-gather"
+    if case.has(flag) and case.has("--save") and case.has(overlap):
+        yield f"{case.said(flag)} cannot go with {case.said(overlap)}"
+
+
 def saved_logits(case: Case) -> Iterator[str]:
     """validate_args: logits are written by the checkpoints' worker."""
     flag = "--logits-save-dir"
@@ -309,10 +323,11 @@ ERRORS = (
     layer_recompute,
     pipelined_inference,
     inference_modules,
+    saved_parameters,
     saved_logits,
     single_grouped_precision,
     encoded_layers,
     hybrid_pattern,
 )
 RUN_TIME = ()
-WARNINGS = ()
+WARNINGS = (weight_shards_engine,)
