@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.config.arguments import Arguments, merge, parse
 from launcher.plan.shape import Shape
 
 DATA = Path(__file__).parent / "published.csv"
@@ -101,3 +102,114 @@ def _differences(row: dict[str, str], job: dict[str, str]) -> Iterator[str]:
         if row[name] and row[name] != job[name]:
             word = name.upper() if name in SIZES[1:] else name
             yield f"{word} {job[name]} instead of {row[name]}"
+
+
+# What a published row settles, so that another job's own answer to it goes away.
+_SETTLED = (
+    "--recompute-granularity",
+    "--recompute-modules",
+    "--recompute-method",
+    "--recompute-num-layers",
+    "--recompute-activations",
+    "--cuda-graph-impl",
+    "--cuda-graph-modules",
+    "--cuda-graph-scope",
+    "--enable-cuda-graph",
+    "--external-cuda-graph",
+    "--overlap-moe-expert-parallel-comm",
+    "--delay-wgrad-compute",
+    "--fp8-format",
+    "--fp8-recipe",
+    "--fp8-param-gather",
+    "--tp-comm-overlap",
+    "--grad-reduce-in-bf16",
+    "--moe-router-force-load-balancing",
+    "--moe-expert-capacity-factor",
+    "--moe-pad-expert-input-to-capacity",
+    "--use-transformer-engine-op-fuser",
+    "--optimizer-cpu-offload",
+    "--offload-optimizer-states",
+    "--fine-grained-activation-offloading",
+    "--pipeline-model-parallel-layout",
+    "--num-virtual-stages-per-pipeline-rank",
+    "--num-layers-per-virtual-pipeline-stage",
+    "--decoder-first-pipeline-num-layers",
+    "--decoder-last-pipeline-num-layers",
+    "--microbatch-group-size-per-virtual-pipeline-stage",
+    "--mtp-num-layers",
+    "--moe-router-fusion",
+    "--moe-permute-fusion",
+)
+
+
+def arguments(row: Mapping[str, str], base: Arguments) -> Arguments:
+    """Return the Megatron arguments of a published row; `base` has those of its model."""
+    kept = {flag: one for flag, one in base.items() if flag not in _SETTLED}
+    return merge(kept, parse(_words(row), "published"))
+
+
+def environment(row: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that a published row was run with, as far as they count."""
+    return {"NVTE_CUTEDSL_FUSED_GROUPED_MLP": "1"} if row["fused"] == "1" else {}
+
+
+def _words(row: Mapping[str, str]) -> list[str]:
+    words = [word for flag, name in _FLAGS.items() for word in (flag, row[name])]
+    words += ["--moe-grouped-gemm", "--overlap-grad-reduce", "--overlap-param-gather"]
+    words += ["--use-distributed-optimizer", "--sequence-parallel", "--use-precision-aware-optimizer"]
+    words += ["--bf16", "--exp-avg-dtype", "bf16", "--exp-avg-sq-dtype", "bf16"]
+    if row["layout"]:
+        words += ["--pipeline-model-parallel-layout", row["layout"]]
+    elif int(row["vpp"]) > 1:
+        words += ["--num-virtual-stages-per-pipeline-rank", row["vpp"]]
+    if int(row["mtp"]):
+        words += ["--mtp-num-layers", row["mtp"]]
+    if row["precision"] != "bf16":
+        kind = row["precision"]
+        words += ["--fp8-format", "hybrid" if kind == "tensorwise" else "e4m3", "--fp8-recipe", kind]
+        words += ["--fp8-param-gather"]
+    if row["dispatcher"] in ("deepep", "hybridep"):
+        words += ["--moe-token-dispatcher-type", "flex"]
+        words += ["--moe-flex-dispatcher-backend", row["dispatcher"]]
+    else:
+        words += ["--moe-token-dispatcher-type", "alltoall"]
+    if row["routing"] == "forced balance":
+        words += ["--moe-router-force-load-balancing"]
+    elif row["routing"] == "dropped tokens":
+        words += ["--moe-expert-capacity-factor", "1.0", "--moe-pad-expert-input-to-capacity"]
+    if row["recompute"] == "full":
+        words += ["--recompute-granularity", "full", "--recompute-method", "uniform"]
+        words += ["--recompute-num-layers", "1"]
+    elif row["recompute"]:
+        words += ["--recompute-granularity", "selective", "--recompute-modules"]
+        words += row["recompute"].split("+")
+    if row["graphs"] == "full_iteration":
+        words += ["--cuda-graph-impl", "full_iteration"]
+    elif row["graphs"]:
+        words += ["--cuda-graph-impl", "transformer_engine", "--cuda-graph-modules"]
+        words += row["graphs"].split("+")
+    if row["overlap"] == "1":
+        words += ["--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute"]
+    if row["fused"] == "1":
+        words += ["--use-transformer-engine-op-fuser"]
+    if row["fp8_attention"] == "1":
+        words += ["--fp8-dot-product-attention"]
+    also = row["also"].split("+")
+    words += [] if "no-router-fusion" in also else ["--moe-router-fusion"]
+    words += [] if "no-permute-fusion" in also else ["--moe-permute-fusion"]
+    # Megatron-Bridge and NeMo reduce gradients in BF16; Megatron-LM's own recipes in FP32.
+    if "Bridge" in row["software"] or "NeMo" in row["software"]:
+        words += ["--grad-reduce-in-bf16"]
+    return words
+
+
+_FLAGS = {
+    "--seq-length": "sequence",
+    "--tensor-model-parallel-size": "tp",
+    "--pipeline-model-parallel-size": "pp",
+    "--expert-model-parallel-size": "ep",
+    "--expert-tensor-parallel-size": "etp",
+    "--context-parallel-size": "cp",
+    "--micro-batch-size": "mbs",
+    "--global-batch-size": "gbs",
+}

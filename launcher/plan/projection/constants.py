@@ -1,0 +1,63 @@
+"""The constants of the projection, from constants.json: fitted values, with where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = Path(__file__).parent / "constants.json"
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is the same for every job; constants.json says what each one is."""
+
+    e_bf16_hopper: float
+    e_bf16_blackwell: float
+    e_fp8_hopper: float
+    e_fp8_blackwell: float
+    e_attention_hopper: float
+    e_attention_blackwell: float
+    power: float
+    b_memory: float
+    b_weights: float
+    kernel: float
+    op_x86: float
+    op_grace: float
+    fp8_ops: float
+    expert_ops: float
+    router_ops: float
+    binding: float
+    sync: float
+    overlap_ops: float
+    hidden: float
+    e_nvlink: float
+    e_network: float
+    e_alltoall: float
+    e_deepep: float
+    e_tensor: float
+    quantize: float
+    fused: float
+    imbalance: float
+    data_window: float
+    jitter: float
+    age: float
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Constants))
+
+
+def described() -> Mapping[str, Mapping[str, float | str]]:
+    """Return every constant's value, prior, standard deviations of their logarithms, source."""
+    return json.loads(DATA.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def fitted() -> Constants:
+    """Return the fitted constants."""
+    found = described()
+    return Constants(**{name: float(found[name]["value"]) for name in NAMES})

@@ -1,0 +1,434 @@
+"""Seconds of a layer's passes on one GPU, module by module."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from launcher.plan.projection import host, kernels, network
+from launcher.plan.projection.constants import Constants
+from launcher.plan.projection.execution import Execution
+from launcher.plan.projection.hardware import Gpu
+from launcher.plan.projection.host import Count
+from launcher.plan.projection.kernels import Kernels, Product
+from launcher.plan.projection.network import Network
+from launcher.plan.shape import Experts, Shape
+from launcher.plan.stages import Chunk, Layer
+
+SHARPNESS = 5  # of the larger of GPU's and CPU's seconds: they alternate within a pass
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of one pass, by what they are spent on."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    memory: float = 0.0
+    quantize: float = 0.0
+    tensor: float = 0.0  # communication of tensor and context parallelism
+    expert: float = 0.0  # dispatch and combine
+    host: float = 0.0  # of the CPU
+    sync: float = 0.0
+
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(*map(sum, zip(_values(self), _values(other))))
+
+    def __mul__(self, times: float) -> Parts:
+        return Parts(*(value * times for value in _values(self)))
+
+    @property
+    def computing(self) -> float:
+        """Seconds of the GPU without communication between experts."""
+        return self.products + self.attention + self.memory + self.quantize + self.tensor
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the pass alone."""
+        return together(self.computing + self.expert, self.host) + self.sync
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Parts))
+
+
+def _values(parts: Parts) -> tuple[float, ...]:
+    return (
+        parts.products,
+        parts.attention,
+        parts.memory,
+        parts.quantize,
+        parts.tensor,
+        parts.expert,
+        parts.host,
+        parts.sync,
+    )
+
+
+def together(one: float, other: float) -> float:
+    """Return the seconds of two things that wait for each other now and then."""
+    longer, shorter = max(one, other), min(one, other)
+    if shorter <= 0:
+        return longer
+    return longer * (1 + (shorter / longer) ** SHARPNESS) ** (1 / SHARPNESS)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A forward pass and its backward pass."""
+
+    forward: Parts
+    backward: Parts
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+
+NOTHING = Passes(Parts(), Parts())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all layers of a job share."""
+
+    shape: Shape
+    execution: Execution
+    constants: Constants
+    gpu: Gpu
+    rates: Kernels
+    network: Network
+    operation: float  # seconds of the CPU
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a micro-batch on a rank of tensor parallelism, all of its sequence's part."""
+        training = self.shape.training
+        return training.micro_batch * training.sequence / self.shape.parallel.context
+
+    @property
+    def own(self) -> float:
+        """Tokens between products, which sequence parallelism splits."""
+        parallel = self.shape.parallel
+        return self.tokens / (parallel.tensor if parallel.sequence else 1)
+
+    @property
+    def fp8_ops(self) -> float:
+        """Operations of a linear layer, of those in BF16."""
+        return self.constants.fp8_ops if self.shape.training.fp8 else 1.0
+
+    def graphed(self, *names: str) -> bool:
+        """Say whether CUDA graphs replay a module."""
+        execution = self.execution
+        if execution.graphs == "full":
+            return True
+        named = execution.graph_modules
+        return execution.graphs == "modules" and (not named or bool(named.intersection(names)))
+
+    def cpu(self, count: Count, *names: str) -> Count:
+        """Return the CPU's seconds, where the module has these names among graphs."""
+        if self.execution.graphs == "full":
+            return host.NOTHING
+        return (host.even(host.REPLAY) if self.graphed(*names) else count) * self.operation
+
+
+def job(shape: Shape, execution: Execution, gpu: Gpu, constants: Constants) -> Job:
+    """Return what the layers of a job share."""
+    operation = constants.op_grace if gpu.grace else constants.op_x86
+    return Job(
+        shape=shape,
+        execution=execution,
+        constants=constants,
+        gpu=gpu,
+        rates=kernels.kernels(gpu, constants, shape.training.fp8, execution.fp8_attention),
+        network=network.network(gpu, constants, shape.training.dispatcher),
+        operation=operation * (constants.binding if execution.bound else 1.0),
+    )
+
+
+def chunk(one: Job, held: Chunk, layers: dict[str, Passes]) -> Passes:
+    """Return the passes of a model chunk; `layers` are those of each kind of layer."""
+    found = functools.reduce(Passes.__add__, (layers[each.kind] for each in held.layers), NOTHING)
+    if held.embedding or held.embedding_copy:
+        found += _embedding(one)
+    if held.loss:
+        losses = 1 + one.shape.model.mtp
+        output = _loss(one)
+        found += Passes(output.forward * losses, output.backward * losses)
+    return found
+
+
+def layer(one: Job, kind: Layer) -> Passes:
+    """Return the passes of a layer, with what is computed again before its backward pass."""
+    modules = {**_attention(one, kind), **(_moe(one) if kind.moe else _dense(one))}
+    if kind.mtp:
+        hidden = one.shape.model.hidden
+        projection = Product(one.tokens, 2 * hidden, hidden // one.shape.parallel.tensor)
+        modules["mtp"] = _module(one, (projection,), 8 * one.own * hidden, 6, one.cpu(host.even(24)))
+    whole = functools.reduce(Passes.__add__, modules.values(), NOTHING)
+    training = one.shape.training
+    if training.recompute == "full":
+        share = _recomputed(one)
+        return Passes(whole.forward, whole.backward + whole.forward * share)
+    again = (modules[name] for name in _again(training.recompute_modules) if name in modules)
+    backward = sum((each.forward for each in again), whole.backward)
+    return Passes(whole.forward, backward)
+
+
+def _recomputed(one: Job) -> float:
+    """Return the share of layers that full recomputation computes again."""
+    training = one.shape.training
+    if training.recompute_method != "block":
+        return 1.0
+    layers = one.shape.model.layers / one.shape.parallel.pipeline
+    return min(1.0, training.recompute_layers / layers)
+
+
+def _again(names: Iterable[str]) -> set[str]:
+    """Return the modules behind the words of --recompute-modules."""
+    found = set(names)
+    if "moe" in found:
+        found |= {"router", "dispatch", "experts", "moe_act", "shared_experts"}
+    return found
+
+
+def _module(
+    one: Job,
+    products: tuple[Product, ...],
+    moved: float,
+    small: float,
+    cpu: Count,
+    *,
+    tensor: tuple[float, float] = (0.0, 0.0),
+    speed: float = 1.0,
+) -> Passes:
+    """Return a module's passes.
+
+    `moved` are the bytes of its element-wise kernels in the forward pass, of which the backward
+    pass moves half as much again; `small` is the number of its kernels; `speed` multiplies the
+    time of its products.
+    """
+    gradient = one.shape.training.gradient_bytes
+    there = [kernels.forward(each, one.rates) for each in products]
+    back = [kernels.backward(each, one.rates, gradient) for each in products]
+    least = small * one.constants.kernel
+    return Passes(
+        Parts(
+            products=sum(seconds for seconds, _ in there) * speed,
+            memory=moved / one.rates.memory + least,
+            quantize=sum(seconds for _, seconds in there) * speed,
+            tensor=tensor[0],
+            host=cpu.forward,
+        ),
+        Parts(
+            products=sum(seconds for seconds, _ in back) * speed,
+            memory=1.5 * moved / one.rates.memory + least,
+            quantize=sum(seconds for _, seconds in back) * speed,
+            tensor=tensor[1],
+            host=cpu.backward,
+        ),
+    )
+
+
+def _tensor(one: Job) -> tuple[float, float]:
+    """Return the seconds of tensor parallelism's collectives around two products.
+
+    With sequence parallelism: gather and scatter forward; backward also the gathering again of
+    the input, half of which the other product hides.
+    """
+    parallel, model = one.shape.parallel, one.shape.model
+    each = network.collective(one.network, one.tokens * model.hidden * 2, parallel.tensor)
+    if not parallel.sequence:
+        each *= 2  # all-reduce
+    if one.execution.overlap_tensor:
+        each *= 0.5
+    return 2 * each, 2.5 * each
+
+
+def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
+    if kind.linear and one.shape.model.linear_attention is not None:
+        return _linear_attention(one)
+    model, parallel = one.shape.model, one.shape.parallel
+    attention, constants = model.attention, one.constants
+    tokens, split, hidden = one.tokens, parallel.tensor, model.hidden
+    cpu = one.cpu(
+        host.attention(
+            attention.latent, attention.q_rank is not None, attention.qk_norm, one.fp8_ops
+        ),
+        "attn",
+    )
+    norms = 10.0 * one.own * hidden
+    found = {}
+    if attention.latent:
+        q_width = attention.heads * (attention.qk_dim + attention.rope_dim) // split
+        kv_width = attention.heads * (attention.qk_dim + attention.v_dim) // split
+        out = attention.heads * attention.v_dim // split
+        down = [Product(one.own, hidden, attention.kv_rank + attention.rope_dim)]
+        up = [Product(tokens, attention.kv_rank, kv_width)]
+        if attention.q_rank:
+            down.append(Product(one.own, hidden, attention.q_rank))
+            up.append(Product(tokens, attention.q_rank, q_width))
+        else:
+            up.append(Product(tokens, hidden, q_width))
+        shaping = tokens * (q_width + kv_width) * 8.0
+        found["mla_up_proj"] = _module(one, tuple(up), shaping, 14, cpu * 0.5)
+        products = (*down, Product(tokens, out, hidden))
+        found["attention"] = _module(
+            one, products, 0.0, 8, cpu * 0.4, tensor=_tensor(one)
+        )
+        heads, qk, v = attention.heads / split, attention.qk_dim + attention.rope_dim, attention.v_dim
+        kv = kv_width
+    else:
+        queries = attention.heads * attention.head_dim // split
+        keys = max(1, attention.query_groups // split) * attention.head_dim
+        qkv = queries * (1 + attention.output_gate) + 2 * keys
+        shaping = tokens * (queries + keys) * (4.0 + 4.0 * attention.qk_norm)
+        shaping += tokens * queries * 6.0 * attention.output_gate
+        products = (Product(tokens, hidden, qkv), Product(tokens, queries, hidden))
+        found["attention"] = _module(
+            one, products, shaping, 10, cpu * 0.8, tensor=_tensor(one)
+        )
+        heads, qk, v = attention.heads / split, attention.head_dim, attention.head_dim
+        kv = 2 * keys
+    found["layernorm"] = _module(one, (), norms, 4, cpu * 0.05)
+    training = one.shape.training
+    pairs = tokens * training.sequence / 2
+    seconds, back = kernels.core(pairs, heads, qk, v, one.rates)
+    # A rank's keys and values pass through all others while it works on those it has.
+    size = tokens * kv * 2.0 * parallel.context
+    ring = network.collective(one.network, size, parallel.context) if parallel.context > 1 else 0.0
+    waits = [max(0.0, ring * share - hidden_) + 0.1 * ring for share, hidden_ in ((1, seconds), (2, back))]
+    small = 2 * constants.kernel
+    share = 0.1 if attention.latent else 0.15
+    found["core_attn"] = Passes(
+        Parts(attention=seconds, memory=small, tensor=waits[0], host=cpu.forward * share),
+        Parts(attention=back, memory=small, tensor=waits[1], host=cpu.backward * share),
+    )
+    return found
+
+
+def _linear_attention(one: Job) -> dict[str, Passes]:
+    model, split = one.shape.model, one.shape.parallel.tensor
+    net = model.linear_attention
+    assert net is not None
+    width = (2 * net.keys + 2 * net.values + 2 * net.value_heads) // split
+    products = (
+        Product(one.tokens, model.hidden, width),
+        Product(one.tokens, net.values // split, model.hidden),
+    )
+    # The recurrence works on blocks of tokens; its small products reach little of the peak.
+    operations = 2.0 * one.tokens * net.value_heads * net.value_dim * net.key_dim * 4 / split
+    state = operations / (one.rates.bf16 * 0.15)
+    moved = 10.0 * one.own * model.hidden + one.tokens * width * 16.0
+    cpu = one.cpu(host.linear_attention(one.fp8_ops), "attn")
+    found = _module(one, products, moved, 40, cpu, tensor=_tensor(one))
+    return {"attention": found + Passes(Parts(attention=state), Parts(attention=2.5 * state))}
+
+
+def _feed(one: Job, rows: float, width: int, count: int = 1) -> tuple[Product, Product]:
+    model = one.shape.model
+    inner = (model.experts.latent or model.hidden) if count > 1 and model.experts else model.hidden
+    return (
+        Product(rows, inner, width * (1 + model.gated), count),
+        Product(rows, width, inner, count),
+    )
+
+
+def _dense(one: Job) -> dict[str, Passes]:
+    model = one.shape.model
+    width = model.ffn // one.shape.parallel.tensor
+    moved = 10.0 * one.own * model.hidden + one.tokens * width * 6.0
+    cpu = one.cpu(host.dense(one.fp8_ops), "mlp")
+    feed = _feed(one, one.tokens, width)
+    return {"mlp": _module(one, feed, moved, 5, cpu, tensor=_tensor(one))}
+
+
+def load(one: Job, moe: Experts) -> float:
+    """Return the tokens of the fullest rank, of its even share."""
+    ranks = one.shape.parallel.expert
+    excess = 0.0 if moe.balanced or ranks == 1 else one.constants.imbalance
+    if moe.capacity_factor is None:
+        return 1 + excess
+    return moe.capacity_factor if one.execution.padded else min(1 + excess, moe.capacity_factor)
+
+
+def _moe(one: Job) -> dict[str, Passes]:
+    model, parallel, execution = one.shape.model, one.shape.parallel, one.execution
+    moe, constants = model.experts, one.constants
+    assert moe is not None
+    width = moe.latent or model.hidden
+    local = max(1, moe.count // parallel.expert)
+    full = load(one, moe)
+    arrived = one.own * moe.top_k * parallel.expert_tensor * full
+    ffn = max(1, moe.ffn // parallel.expert_tensor)
+    dispatcher = one.shape.training.dispatcher
+
+    norms = 10.0 * one.own * model.hidden + one.own * moe.count * 24.0
+    choosing = host.router(execution.fused_router, constants.router_ops)
+    cpu = one.cpu(choosing * 0.6, "moe_router") + one.cpu(choosing * 0.4, "moe_preprocess")
+    router = Product(one.own, model.hidden, moe.count, half=True)
+    found = {"router": _module(one, (router,), norms, choosing.forward * 0.6, cpu)}
+
+    # Tokens are put in the order of their experts, and back.
+    times = {"hybridep": 0.5, "deepep": 1.0}.get(dispatcher, 2.0)
+    times *= 1.0 if execution.fused_permute else 2.0
+    moved = times * arrived * width * 7.0
+    calls = host.dispatch(dispatcher, execution.fused_permute)
+    cpu = host.NOTHING if execution.graphs == "full" else calls * one.operation
+    carried = _module(one, (), moved, 10 * times, cpu)
+    ranks = parallel.expert * parallel.expert_tensor
+    limit = execution.groups_chosen or moe.top_k
+    each = network.exchange(
+        one.network, one.own * full, width, ranks, moe.top_k, dispatcher, limit
+    )
+    if parallel.expert == 1 and parallel.expert_tensor == 1:
+        each = 0.0
+    waiting = constants.sync if execution.graphs != "full" and not execution.padded else 0.0
+    found["dispatch"] = carried + Passes(
+        Parts(expert=2 * each, sync=waiting), Parts(expert=2 * each)
+    )
+
+    grouped = execution.grouped
+    calls = host.experts(
+        local, grouped, execution.fused_experts, one.fp8_ops, constants.expert_ops
+    )
+    cpu = host.NOTHING if execution.graphs == "full" else calls * one.operation
+    speed = constants.fused if execution.fused_experts else 1.0
+    feed = _feed(one, arrived / local, ffn, local)
+    found["experts"] = _module(one, feed, 0.0, 2 + local * (0 if grouped else 4), cpu, speed=speed)
+    bytes_ = 6.0 if one.shape.training.fused_activation else 14.0
+    found["moe_act"] = _module(one, (), arrived * ffn * bytes_ * speed, 1, host.NOTHING)
+    if moe.shared_ffn:
+        shared = moe.shared_ffn // parallel.tensor
+        cpu = one.cpu(host.shared_expert(moe.shared_gate, one.fp8_ops), "moe_router")
+        each_ = _module(
+            one,
+            _feed(one, one.tokens, shared),
+            one.tokens * shared * 6.0,
+            3,
+            cpu,
+            tensor=_tensor(one),
+        )
+        if moe.shared_overlap:
+            hidden = 0.8 * each
+            each_ = Passes(
+                dataclasses.replace(each_.forward, expert=-min(hidden, each_.forward.computing)),
+                dataclasses.replace(each_.backward, expert=-min(hidden, each_.backward.computing)),
+            )
+        found["shared_experts"] = each_
+    return found
+
+
+def _embedding(one: Job) -> Passes:
+    moved = 6.0 * one.own * one.shape.model.hidden
+    return _module(one, (), moved, 4, one.cpu(host.even(15)))
+
+
+def _loss(one: Job) -> Passes:
+    """Return output layer and cross entropy: logits are written once and read in FP32."""
+    model = one.shape.model
+    width = model.vocabulary // one.shape.parallel.tensor
+    product = Product(one.tokens, model.hidden, width, half=True)
+    moved = one.tokens * width * 12.0
+    cpu = host.NOTHING if one.execution.graphs == "full" else host.even(30) * one.operation
+    return _module(one, (product,), moved, 10, cpu)
