@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -59,6 +60,7 @@ OTHERS = {
     ),
 }
 NOISE = 0.08  # of a row's logarithm, where its settings are known
+STEP = 0.05  # of a constant's logarithm, for slopes
 GUESSED = 3.0  # times that where they are not
 
 
@@ -151,12 +153,10 @@ def residuals(rows: Sequence[Case], logs: numpy.ndarray) -> numpy.ndarray:
 
 
 def jacobian(rows: Sequence[Case], logs: numpy.ndarray, here: numpy.ndarray) -> numpy.ndarray:
-    columns = []
-    for index in range(len(logs)):
-        moved = logs.copy()
-        moved[index] += 0.04
-        columns.append((residuals(rows, moved) - here) / 0.04)
-    return numpy.stack(columns, axis=1)
+    points = [logs + STEP * (numpy.arange(len(logs)) == index) for index in range(len(logs))]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.starmap(residuals, [(rows, point) for point in points])
+    return numpy.stack([(one - here) / STEP for one in found], axis=1)
 
 
 def weights(rows: Sequence[Case], off: numpy.ndarray) -> numpy.ndarray:
@@ -202,7 +202,7 @@ def left_out(
         moved, off = logs, here[~out]
         for _ in range(4):
             moved, _ = solve(off, slopes[~out], weights(kept, off), moved)
-            off = residuals(kept, moved) if len(kept) < 0 else here[~out] + slopes[~out] @ (moved - logs)
+            off = here[~out] + slopes[~out] @ (moved - logs)
         held = [one for one, gone in zip(rows, out) if gone]
         result[out] = residuals(held, moved)
     return result

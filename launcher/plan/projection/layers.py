@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from launcher.plan.projection.network import Network
 from launcher.plan.shape import Experts, Shape
 from launcher.plan.stages import Chunk, Layer
 
-SHARPNESS = 5  # of the larger of GPU's and CPU's seconds: they alternate within a pass
+SHARPNESS = 4  # of the larger of GPU's and CPU's seconds: they alternate within a pass
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,16 @@ class Parts:
     sync: float = 0.0
 
     def __add__(self, other: Parts) -> Parts:
-        return Parts(*map(sum, zip(_values(self), _values(other))))
+        return Parts(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.memory + other.memory,
+            self.quantize + other.quantize,
+            self.tensor + other.tensor,
+            self.expert + other.expert,
+            self.host + other.host,
+            self.sync + other.sync,
+        )
 
     def __mul__(self, times: float) -> Parts:
         return Parts(*(value * times for value in _values(self)))
@@ -83,6 +93,9 @@ class Passes:
 
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: float) -> Passes:
+        return Passes(self.forward * times, self.backward * times)
 
 
 NOTHING = Passes(Parts(), Parts())
@@ -148,13 +161,13 @@ def job(shape: Shape, execution: Execution, gpu: Gpu, constants: Constants) -> J
 
 def chunk(one: Job, held: Chunk, layers: dict[str, Passes]) -> Passes:
     """Return the passes of a model chunk; `layers` are those of each kind of layer."""
-    found = functools.reduce(Passes.__add__, (layers[each.kind] for each in held.layers), NOTHING)
+    found = NOTHING
+    for kind, times in Counter(each.kind for each in held.layers).items():
+        found += layers[kind] * times
     if held.embedding or held.embedding_copy:
         found += _embedding(one)
     if held.loss:
-        losses = 1 + one.shape.model.mtp
-        output = _loss(one)
-        found += Passes(output.forward * losses, output.backward * losses)
+        found += _loss(one) * (1 + one.shape.model.mtp)
     return found
 
 
