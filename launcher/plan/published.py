@@ -1,24 +1,50 @@
 """What was published of the same model on the same GPU: what a job can be expected to reach.
 
-published.csv has a line for each published configuration, the fastest where several software
-versions ran it: TFLOPS/GPU are model FLOPs as its source counts them, `source` names the file.
+published.csv has a line for each published measurement, with the settings that decide:
+
+    recompute, graphs   modules joined by +; full; full_iteration
+    overlap, fused      expert communication behind computation; experts in one fused kernel
+    also                what no argument says: a fusion that was missing, processes bound to nodes
+    known               1: the source or the preset of its release states these settings; else
+                        they are those of the most similar preset
+    seconds, tflops     of a step; model TFLOPS/GPU as the source counts them. One may be empty.
+    released            year of the software
+
+Settings of Megatron-Bridge's rows come from scripts/performance/configs at the tag of their release
+(https://github.com/NVIDIA-NeMo/Megatron-Bridge), those of Megatron-LM's from examples/moe_recipes
+and from the documents that `source` names.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.arguments import Arguments, merge, parse
+from launcher.plan.projection.execution import Execution
 from launcher.plan.shape import Shape
 
 DATA = Path(__file__).parent / "published.csv"
-SIZES = ("gpus", "tp", "pp", "vpp", "ep", "cp", "mbs", "gbs")
-# What a difference is worth when the nearest is sought; of sizes, for each factor of two.
-PRECISION, ROUTING, SEQUENCE, SIZE = 8.0, 2.0, 2.0, 1.0
+SIZES = ("gpus", "tp", "pp", "vpp", "ep", "etp", "cp", "mbs", "gbs")
+WORDS = ("precision", "routing", "dispatcher", "graphs", "overlap", "recompute", "fused", "mtp")
+# What a difference is worth when the nearest is sought; of numbers, for each factor of two.
+WEIGHT = {
+    "layers": 20.0,
+    "precision": 8.0,
+    "dispatcher": 3.0,
+    "routing": 2.0,
+    "graphs": 2.0,
+    "overlap": 1.5,
+    "recompute": 1.0,
+    "fused": 1.0,
+    "mtp": 1.0,
+    "sequence": 2.0,
+    "gbs": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -27,81 +53,105 @@ class Result:
 
     settings: dict[str, str]  # the columns of published.csv
     differences: tuple[str, ...]  # 'GBS 8192 instead of 2048'
+    distance: float
 
     @property
-    def tflops(self) -> float:
+    def tflops(self) -> float | None:
         """Model TFLOPS of one GPU."""
-        return float(self.settings["tflops"])
+        return float(self.settings["tflops"]) if self.settings["tflops"] else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of a step, where the source gives them or tokens per second."""
+        return float(self.settings["seconds"]) if self.settings["seconds"] else None
 
     @property
     def sizes(self) -> str:
         """The configuration in a few words."""
         row = self.settings
-        words = " ".join(f"{name.upper()}{row[name]}" for name in SIZES[1:])
+        sizes = [name for name in SIZES[1:] if name != "etp" or row[name] != "1"]
+        words = " ".join(f"{name.upper()}{row[name]}" for name in sizes)
         return f"{row['gpus']} {row['gpu']}, {row['precision']}, {words}"
 
 
-def nearest(model: str, gpu: str | None, shape: Shape) -> Result | None:
-    """Return the published result most like a job; None where none is of its model and GPU."""
-    job = _describe(shape)
+def nearest(model: str, gpu: str | None, shape: Shape, execution: Execution) -> Result | None:
+    """Return the published result most like a job; None where none is of its model and GPU.
+
+    Of equally near ones the latest: software gets faster.
+    """
     found = [row for row in _rows() if row["model"] == model and row["gpu"] == gpu]
     if not found:
         return None
-    row = min(found, key=lambda row: (_distance(row, job), -float(row["tflops"])))
-    return Result(row, tuple(_differences(row, job)))
+    job = _describe(shape, execution)
+    row = min(found, key=lambda row: (distance(row, job), -float(row["released"])))
+    return Result(row, tuple(_differences(row, job)), distance(row, job))
 
 
-def _rows() -> Iterator[dict[str, str]]:
+@functools.cache
+def _rows() -> tuple[dict[str, str], ...]:
     with DATA.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+        return tuple(csv.DictReader(file))
 
 
-def _describe(shape: Shape) -> dict[str, str]:
+def _describe(shape: Shape, execution: Execution) -> dict[str, str]:
     """Return a job in the words of the table's columns."""
     parallel, training, experts = shape.parallel, shape.training, shape.model.experts
-    precision = "bf16"
-    if training.fp8:
-        precision = "mxfp8" if training.fp8 == "mxfp8" else "fp8"
     routing = "dropless"
     if experts and experts.capacity_factor:
         routing = "dropped tokens"
     elif experts and experts.balanced:
         routing = "forced balance"
+    graphs = "+".join(sorted(execution.graph_modules))
+    if execution.graphs == "modules" and not graphs:
+        graphs = "layer"
     sizes = {
+        "layers": shape.model.layers,
         "gpus": parallel.world,
         "tp": parallel.tensor,
         "pp": parallel.pipeline,
         "vpp": parallel.virtual,
         "ep": parallel.expert,
+        "etp": parallel.expert_tensor,
         "cp": parallel.context,
         "mbs": training.micro_batch,
         "gbs": training.global_batch,
         "sequence": training.sequence,
+        "mtp": shape.model.mtp,
+        "overlap": int(training.overlap_experts),
+        "fused": int(execution.fused_experts),
     }
     return {
-        "precision": precision,
+        "precision": training.fp8 or "bf16",
         "routing": routing,
+        "dispatcher": training.dispatcher,
+        "recompute": "full"
+        if training.recompute == "full"
+        else "+".join(sorted(training.recompute_modules)),
+        "graphs": "full_iteration" if execution.graphs == "full" else graphs,
         **{name: str(size) for name, size in sizes.items()},
     }
 
 
-def _distance(row: dict[str, str], job: dict[str, str]) -> float:
-    def factors(name: str) -> float:
-        return abs(math.log2(int(row[name]) / int(job[name])))
+def distance(row: Mapping[str, str], job: Mapping[str, str]) -> float:
+    """Return how unlike a row and a job are: 0 for the same settings."""
+    total = 0.0
+    for name in WORDS:
+        if name in ("recompute", "graphs"):
+            one, other = set(row[name].split("+")), set(job[name].split("+"))
+            total += WEIGHT[name] * len((one ^ other) - {""}) / 2
+        elif row[name] and row[name] != job[name]:
+            total += WEIGHT[name]
+    for name in ("layers", "sequence", *SIZES):
+        total += WEIGHT.get(name, 1.0) * abs(math.log2(int(row[name]) / int(job[name])))
+    return total
 
-    return (
-        PRECISION * (row["precision"] != job["precision"])
-        + ROUTING * (row["routing"] != job["routing"])
-        + SEQUENCE * factors("sequence")
-        + SIZE * sum(map(factors, SIZES))
-    )
 
-
-def _differences(row: dict[str, str], job: dict[str, str]) -> Iterator[str]:
-    for name in ("precision", "routing", "sequence", *SIZES):
-        if row[name] and row[name] != job[name]:
-            word = name.upper() if name in SIZES[1:] else name
-            yield f"{word} {job[name]} instead of {row[name]}"
+def _differences(row: Mapping[str, str], job: Mapping[str, str]) -> Iterator[str]:
+    for name in ("layers", *WORDS, "sequence", *SIZES):
+        one, other = set(row[name].split("+")), set(job[name].split("+"))
+        if one != other and (row[name] or name in ("recompute", "graphs")):
+            word = name.upper() if name in SIZES[1:] or name == "mtp" else name
+            yield f"{word} {job[name] or 'none'} instead of {row[name] or 'none'}"
 
 
 # What a published row settles, so that another job's own answer to it goes away.

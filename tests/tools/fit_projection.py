@@ -59,6 +59,8 @@ OTHERS = {
         "--ffn-hidden-size 11264 --padded-vocab-size 163840",
     ),
 }
+# Models with parts that the plan does not know: attention sinks, clamped activations with biases.
+UNLIKE = {"GPT-OSS-120B"}
 NOISE = 0.08  # of a row's logarithm, where its settings are known
 STEP = 0.05  # of a constant's logarithm, for slopes
 GUESSED = 3.0  # times that where they are not
@@ -117,7 +119,7 @@ def cases(path: Path) -> list[Case]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     arguments = model_arguments({row["model"] for row in rows})
-    return [case(row, arguments[row["model"]]) for row in rows]
+    return [case(row, arguments[row["model"]]) for row in rows if row["model"] not in UNLIKE]
 
 
 def case(row: dict[str, str], base: Arguments) -> Case:

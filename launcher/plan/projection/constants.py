@@ -22,6 +22,7 @@ class Constants:
     e_fp8_blackwell: float
     e_attention_hopper: float
     e_attention_blackwell: float
+    ultra: float
     power: float
     b_memory: float
     b_weights: float

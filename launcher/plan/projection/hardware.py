@@ -23,6 +23,7 @@ class Gpu:
     domain: int  # GPUs that share NVLink
     blackwell: bool  # else Hopper
     grace: bool  # its CPU is an Arm Grace, else x86
+    ultra: bool  # Blackwell Ultra: twice the rate of exponentials, which attention waits for
 
 
 def _gpu(
@@ -33,6 +34,7 @@ def _gpu(
     network: float = 50e9,
     blackwell: bool = True,
     grace: bool = False,
+    ultra: bool = False,
 ) -> Gpu:
     """Return a sheet from what differs. `bf16` is in TFLOP/s, `memory` in TB/s."""
     return Gpu(
@@ -46,6 +48,7 @@ def _gpu(
         domain=72 if grace else 8,
         blackwell=blackwell,
         grace=grace,
+        ultra=ultra,
     )
 
 
@@ -54,7 +57,7 @@ GPUS = {
     "H100": _gpu(989.5, 3.35, 700, blackwell=False),
     "H200": _gpu(989.5, 4.8, 700, blackwell=False),
     "B200": _gpu(2250, 8.0, 1000),
-    "B300": _gpu(2250, 8.0, 1100, network=100e9),
+    "B300": _gpu(2250, 8.0, 1100, network=100e9, ultra=True),
     "GB200": _gpu(2450, 8.0, 1200, grace=True),
-    "GB300": _gpu(2500, 8.0, 1400, network=100e9, grace=True),
+    "GB300": _gpu(2500, 8.0, 1400, network=100e9, grace=True, ultra=True),
 }

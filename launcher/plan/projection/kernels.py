@@ -32,7 +32,7 @@ def kernels(gpu: Gpu, constants: Constants, fp8: str | None, fp8_attention: bool
     clock = (gpu.watts / 1200) ** constants.power if gpu.blackwell else 1.0
     if gpu.blackwell:
         bf16, eight = constants.e_bf16_blackwell, constants.e_fp8_blackwell
-        core = constants.e_attention_blackwell
+        core = constants.e_attention_blackwell * (constants.ultra if gpu.ultra else 1.0)
     else:
         bf16, eight = constants.e_bf16_hopper, constants.e_fp8_hopper
         core = constants.e_attention_hopper

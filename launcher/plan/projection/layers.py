@@ -360,6 +360,8 @@ def load(one: Job, moe: Experts) -> float:
     """Return the tokens of the fullest rank, of its even share."""
     ranks = one.shape.parallel.expert
     excess = 0.0 if moe.balanced or ranks == 1 else one.constants.imbalance
+    # More experts are harder to balance; a bias for each, moved every step, balances them best.
+    excess *= (moe.count / 128) ** 0.5 * (0.3 if moe.score_bias else 1.0)
     if moe.capacity_factor is None:
         return 1 + excess
     return moe.capacity_factor if one.execution.padded else min(1 + excess, moe.capacity_factor)

@@ -1,0 +1,141 @@
+"""What to expect of a job: the projection, held against what was measured of jobs like it.
+
+An exact measurement counts as it is. The nearest one of the same model and GPU corrects the
+projection by the factor that the projection is off there; the less alike the two jobs are, the less.
+A figure of another model or another GPU corrects nothing: on held-out rows it does harm.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.arguments import Arguments
+from launcher.plan import flops, published, shape, stages
+from launcher.plan.projection import execution
+from launcher.plan.projection.constants import Constants
+from launcher.plan.projection.execution import Execution
+from launcher.plan.projection.hardware import GPUS
+from launcher.plan.projection.projection import Projection, project, replaced
+from launcher.plan.published import Result
+from launcher.plan.shape import Shape
+from launcher.plan.stages import Stage
+
+BANDS = Path(__file__).parent / "bands.json"
+REACH = 6.0  # the distance at which an anchor's correction has faded to 1/e
+EXACT = 0.05  # a smaller distance is the same configuration
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a job is expected to reach."""
+
+    projection: Projection  # anchored
+    low: float  # seconds of a step; the band holds 80 % of held-out rows
+    high: float
+    kind: str  # "exact", "near" or "alone"
+    factor: float  # by which the anchor changed the seconds
+    anchor: Result | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step that was measured on the user's cluster (calibration.json)."""
+
+    arguments: Arguments
+    world: int
+    seconds: float
+
+
+def expect(
+    one: Shape,
+    split: Sequence[Stage],
+    how: Execution,
+    gpu: str,
+    model: str,
+    arguments: Arguments,
+    constants: Constants | None = None,
+) -> Expectation:
+    """Return what a job is expected to reach. Raises ValueError where it cannot be projected."""
+    alone = project(one, split, how, gpu, constants)
+    found = published.nearest(model, gpu, one, how)
+    kind, factor = "alone", 1.0
+    if found is not None and found.distance < published.WEIGHT["layers"] / 2:
+        kind = "exact" if found.distance < EXACT else "near"
+        off = correction(found.settings, arguments, constants)
+        factor = off ** math.exp(-found.distance / REACH)
+    band = bands()[kind]
+    if found is not None and kind == "alone":
+        found = None
+    there = replaced(alone, factor)
+    return Expectation(
+        projection=there,
+        low=there.seconds / band,
+        high=there.seconds * band,
+        kind=kind,
+        factor=factor,
+        anchor=found,
+        warnings=tuple(warnings(one, how, gpu)),
+    )
+
+
+@functools.cache
+def bands() -> Mapping[str, float]:
+    """Return the factors that 80 % of held-out rows are within, by kind of expectation."""
+    return json.loads(BANDS.read_text(encoding="utf-8"))
+
+
+def correction(
+    row: Mapping[str, str], arguments: Arguments, constants: Constants | None = None
+) -> float:
+    """Return measured over projected seconds of a published row; `arguments` have its model."""
+    given = published.arguments(row, arguments)
+    read = shape.read(given, int(row["gpus"]))
+    how = execution.read(
+        given, published.environment(row), float(row["released"]), "bindpcie" in row["also"]
+    )
+    there = project(read, stages.split(read), how, row["gpu"], constants)
+    if row["seconds"]:
+        return float(row["seconds"]) / there.seconds
+    measured = flops.iteration(read) / read.parallel.world / float(row["tflops"]) / 1e12
+    return measured / there.seconds
+
+
+def warnings(one: Shape, how: Execution, gpu: str) -> list[str]:
+    """Return what lies outside of everything that the constants were fitted to."""
+    parallel, training, experts = one.parallel, one.training, one.model.experts
+    found = []
+    ranks = parallel.expert * parallel.expert_tensor
+    if experts and ranks > GPUS[gpu].domain:
+        if training.dispatcher == "alltoall" and experts.top_k > 8:
+            found.append(
+                f"all-to-all with top-{experts.top_k} over the network: no measurement is like it"
+            )
+        if training.dispatcher == "allgather":
+            found.append("all-gather dispatch over the network: no measurement is like it")
+    if experts is None:
+        found.append("a dense model: the constants were fitted to mixtures of experts")
+    if one.model.linear_attention is not None:
+        found.append("linear attention: one measurement, which its authors call not well tuned")
+    if training.offloaded or training.states_offloaded:
+        found.append("an offloaded optimizer: no measurement is like it")
+    if training.activations_offloaded:
+        found.append("offloaded activations are taken to travel behind the computation")
+    if parallel.expert_tensor > 1:
+        found.append("expert tensor parallelism: no measurement is like it")
+    if parallel.context > 8:
+        found.append(f"CP{parallel.context}: measurements end at CP8")
+    if parallel.tensor > 8:
+        found.append(f"TP{parallel.tensor}: measurements end at TP8")
+    if parallel.world > 8192:
+        found.append(f"{parallel.world} GPUs: measurements end at 8192")
+    if training.fp8 not in (None, "mxfp8", "blockwise", "tensorwise"):
+        found.append(f"FP8 recipe {training.fp8}: no measurement is like it")
+    if training.weight_bytes == 4:
+        found.append("FP32 training: the plan takes its products for BF16")
+    return found
