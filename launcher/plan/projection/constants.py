@@ -24,6 +24,7 @@ class Constants:
     e_attention_blackwell: float
     ultra: float
     power: float
+    depth: float
     b_memory: float
     b_weights: float
     kernel: float

@@ -6,6 +6,7 @@ products follow this sum more closely than the larger of the two.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from launcher.plan.projection.constants import Constants
@@ -25,6 +26,7 @@ class Kernels:
     weights: float  # bytes/s inside products
     quantize: float  # seconds a byte; 0 in BF16
     operand: int  # bytes of a product's operand
+    depth: float  # inner dimension with which a product reaches half of its rate
 
 
 def kernels(gpu: Gpu, constants: Constants, fp8: str | None, fp8_attention: bool) -> Kernels:
@@ -47,6 +49,7 @@ def kernels(gpu: Gpu, constants: Constants, fp8: str | None, fp8_attention: bool
         weights=gpu.memory * constants.b_weights,
         quantize=constants.quantize / memory if fp8 else 0.0,
         operand=1 if fp8 else 2,
+        depth=constants.depth,
     )
 
 
@@ -77,7 +80,10 @@ def backward(one: Product, rates: Kernels, gradient_bytes: int) -> tuple[float, 
     The product for the weights adds to the accumulated gradient: it reads and writes it.
     """
     gradient = 2.0 * gradient_bytes * one.inner * one.columns * one.count / rates.weights
-    both = 2 * _product(one, rates, 2) + gradient
+    into = dataclasses.replace(one, inner=one.columns, columns=one.inner)
+    weights = dataclasses.replace(one, rows=one.inner, inner=max(1, round(one.rows)))
+    # The weights' product reads what it shares with the others; its result is counted above.
+    both = _product(into, rates, 2) + _product(weights, rates, 0) + gradient
     return both, _quantize(one.rows * one.columns * one.count, rates, one)
 
 
@@ -85,7 +91,9 @@ def _product(one: Product, rates: Kernels, out: int) -> float:
     rate = rates.bf16 if one.half else rates.product
     operand = 2 if one.half else rates.operand
     moved = operand * (one.rows * one.inner + one.inner * one.columns) + out * one.rows * one.columns
-    full = rate * one.rows / (one.rows + HALF_ROWS) if one.rows else rate
+    if not one.rows:
+        return 0.0
+    full = rate * one.rows / (one.rows + HALF_ROWS) * one.inner / (one.inner + rates.depth)
     return one.operations / full + one.count * moved / rates.weights
 
 

@@ -167,8 +167,35 @@ def chunk(one: Job, held: Chunk, layers: dict[str, Passes]) -> Passes:
     if held.embedding or held.embedding_copy:
         found += _embedding(one)
     if held.loss:
-        found += _loss(one) * (1 + one.shape.model.mtp)
+        found += loss(one) * (1 + one.shape.model.mtp)
     return found
+
+
+def turn(one: Job, passes: Passes) -> float:
+    """Return the seconds of a forward and a backward pass in the steady part of a step."""
+    if one.shape.training.overlap_experts:
+        return sum(pair(one, passes))
+    return passes.forward.seconds + passes.backward.seconds
+
+
+def pair(one: Job, each: Passes) -> tuple[float, float]:
+    """Return a forward and a backward pass's seconds where they run in turns, layer by layer.
+
+    One hides a share of the other's expert communication. The CPU issues both, and more.
+    """
+    both = each.forward + each.backward
+    alone = each.forward.seconds + each.backward.seconds
+    if not both.expert or not alone:
+        return each.forward.seconds, each.backward.seconds
+    host = both.host * (1 + one.constants.overlap_ops)
+    seconds = together(both.computing + both.expert - hidden(one, both), host) + both.sync
+    share = each.forward.seconds / alone
+    return seconds * share, seconds * (1 - share)
+
+
+def hidden(one: Job, both: Parts) -> float:
+    """Return the seconds of expert communication that overlap hides."""
+    return min(min(1.0, one.constants.hidden) * both.expert, both.computing)
 
 
 def layer(one: Job, kind: Layer) -> Passes:
@@ -439,7 +466,7 @@ def _embedding(one: Job) -> Passes:
     return _module(one, (), moved, 4, one.cpu(host.even(15)))
 
 
-def _loss(one: Job) -> Passes:
+def loss(one: Job) -> Passes:
     """Return output layer and cross entropy: logits are written once and read in FP32."""
     model = one.shape.model
     width = model.vocabulary // one.shape.parallel.tensor

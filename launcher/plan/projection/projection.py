@@ -67,26 +67,6 @@ def project(
     )
 
 
-def bound(
-    shape: Shape,
-    split: Sequence[Stage],
-    execution: Execution,
-    gpu: str,
-    constants: Constants | None = None,
-) -> float:
-    """Return seconds below which no schedule comes: the busiest rank's passes."""
-    one = layers.job(shape, execution, GPUS[gpu], constants or fitted())
-    turns = _turns(one, _chunks(one, split))
-    micro_batches = max(
-        1, shape.training.global_batch // (shape.training.micro_batch * shape.parallel.data)
-    )
-    scale = math.exp(one.constants.age * (NOW - execution.released))
-    return scale * micro_batches * max(
-        sum(turns.steady_forward[rank]) + sum(turns.steady_backward[rank])
-        for rank in range(len(split))
-    )
-
-
 def _chunks(one: Job, split: Sequence[Stage]) -> list[list[layers.Passes]]:
     """Return the passes of every chunk; layers of a kind and equal chunks are computed once."""
     kinds = {each.kind: each for stage in split for each in stage.layers}
@@ -129,7 +109,7 @@ def _turns(one: Job, chunks: Sequence[Sequence[layers.Passes]]) -> schedule.Pass
     backward = [[each.backward.seconds for each in row] for row in chunks]
     steady_forward, steady_backward = forward, backward
     if shape.training.overlap_experts:
-        pairs = [[_pair(one, each) for each in row] for row in chunks]
+        pairs = [[layers.pair(one, each) for each in row] for row in chunks]
         steady_forward = [[first for first, _ in row] for row in pairs]
         steady_backward = [[second for _, second in row] for row in pairs]
     size = one.own * shape.model.hidden * 2.0
@@ -142,22 +122,6 @@ def _turns(one: Job, chunks: Sequence[Sequence[layers.Passes]]) -> schedule.Pass
         transfer=network.transfer(one.network, size, apart) if len(chunks) > 1 else 0.0,
         blocking=len(chunks) > 1 and len(chunks[0]) == 1,
     )
-
-
-def _pair(one: Job, each: layers.Passes) -> tuple[float, float]:
-    """Return a forward and a backward pass's seconds where they run in turns, layer by layer.
-
-    One hides a share of the other's expert communication. The CPU issues both, and more.
-    """
-    both = each.forward + each.backward
-    if not both.expert:
-        return each.forward.seconds, each.backward.seconds
-    constants = one.constants
-    hidden = min(min(1.0, constants.hidden) * both.expert, both.computing)
-    host = both.host * (1 + constants.overlap_ops)
-    seconds = layers.together(both.computing + both.expert - hidden, host) + both.sync
-    share = each.forward.seconds / (each.forward.seconds + each.backward.seconds)
-    return seconds * share, seconds * (1 - share)
 
 
 def _by(
@@ -175,8 +139,7 @@ def _by(
     whole = sum((each.forward + each.backward for each in chunks[rank]), Parts())
     by = {name: getattr(whole, name) for name in ("products", "attention", "memory", "quantize", "tensor")}
     if one.shape.training.overlap_experts:
-        hidden = min(min(1.0, one.constants.hidden) * whole.expert, whole.computing)
-        by["expert"] = whole.expert - hidden
+        by["expert"] = whole.expert - layers.hidden(one, whole)
     else:
         by["expert"] = whole.expert
     by["host"] = busy[rank] - sum(by.values())
