@@ -40,7 +40,7 @@ from launcher.plan.projection.projection import project  # noqa: E402
 
 # Models that were published and are no part of the zoo: one that is, and what differs.
 OTHERS = {
-    "DeepSeek-V3-4layers": ("DeepSeek-V3", "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3)"),
+    "DeepSeek-V3-4layers": ("DeepSeek-V3", "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3) --no-rope-fusion"),
     "DeepSeek-V2-4layers": ("DeepSeek-V2", "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3)"),
     "GPT-OSS-120B": (
         "Qwen3-30B-A3B",

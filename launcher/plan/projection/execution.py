@@ -27,6 +27,7 @@ class Execution:
     grouped: bool  # one grouped product for all local experts
     fused_router: bool
     fused_permute: bool
+    fused_rope: bool
     fused_experts: bool  # products and activation of the experts in one kernel
     fp8_attention: bool
     overlap_gradients: bool
@@ -49,6 +50,7 @@ def read(
         grouped="--moe-grouped-gemm" in arguments,
         fused_router="--moe-router-fusion" in arguments,
         fused_permute="--moe-permute-fusion" in arguments,
+        fused_rope="--no-rope-fusion" not in arguments,
         fused_experts="--use-transformer-engine-op-fuser" in arguments
         and environment.get("NVTE_CUTEDSL_FUSED_GROUPED_MLP") == "1",
         fp8_attention="--fp8-dot-product-attention" in arguments

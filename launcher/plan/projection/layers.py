@@ -310,7 +310,9 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
             up.append(Product(tokens, attention.q_rank, q_width))
         else:
             up.append(Product(tokens, hidden, q_width))
-        shaping = tokens * (q_width + kv_width) * 8.0
+        # The fused kernel turns a third of the queries in place, and writes keys and values anew.
+        turned = q_width * 1.5 + kv_width * 4.5
+        shaping = tokens * (turned if one.execution.fused_rope else (q_width + kv_width) * 8.0)
         found["mla_up_proj"] = _module(one, tuple(up), shaping, 14, cpu * 0.5)
         products = (*down, Product(tokens, out, hidden))
         found["attention"] = _module(
