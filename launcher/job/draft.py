@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.config.arguments import Arguments, argv
 from launcher.config.settings import Settings
+from launcher.plan.projection import calibration
 from launcher.plan.plan import Plan, Site
 
 Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
@@ -67,7 +68,14 @@ class Job(Draft):
     @property
     def site(self) -> Site:
         """Where it runs, as the plan sees it."""
-        return Site(self.settings.MODEL_NAME, self.nodes, self.tasks_per_node, self.gpu)
+        return Site(
+            self.settings.MODEL_NAME,
+            self.nodes,
+            self.tasks_per_node,
+            self.gpu,
+            bound=bool(self.settings.BINDPCIE_PATH),
+            calibration=Path(self.settings.OUTPUT_PATH) / calibration.FILE,
+        )
 
     @property
     def command(self) -> list[str]:

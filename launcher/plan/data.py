@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.gpus import GPUS
-from launcher.plan import architectures, flops, memory, parameters, published, stages
+from launcher.plan import flops, memory, parameters, stages
 from launcher.plan.plan import Shaped, Site
+from launcher.plan.projection import report as projected
 
 # The terms that a rank's memory is shown by.
 MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "working", "framework")
@@ -49,6 +50,7 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any]:
         else None,
         "assumptions": made.assumptions(),
         "published": None,
+        "projection": projected.as_data(made, site),
         "unknown": sorted(made.unknown),
     }
     if "parameters" not in made.unknown:
@@ -66,8 +68,7 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any]:
             "per_step": flops.iteration(shape),
             "convention": flops.CONVENTION,
         }
-        known = architectures.name(shape.model)
-        found = published.nearest(known, site.gpu, shape) if known else None
+        found = projected.nearest(made, site)
         if found:
             content["published"] = {**found.settings, "differences": list(found.differences)}
     if "memory" not in made.unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.config.gpus import GPUS
 from launcher.plan import Finding, flags, influence, memory, parameters, remedies, rules, stages
@@ -21,6 +22,8 @@ class Site:
     nodes: int
     tasks_per_node: int
     gpu: str | None  # a name of gpus.GPUS
+    bound: bool = False  # whether processes are bound to their NUMA node
+    calibration: Path | None = None  # what was measured on this cluster
 
 
 @dataclass(frozen=True)

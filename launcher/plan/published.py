@@ -7,7 +7,8 @@ published.csv has a line for each published measurement, with the settings that 
     also                what no argument says: a fusion that was missing, processes bound to nodes
     known               1: the source or the preset of its release states these settings; else
                         they are those of the most similar preset
-    seconds, tflops     of a step; model TFLOPS/GPU as the source counts them. One may be empty.
+    seconds, tflops     of a step; model TFLOPS/GPU as the source counts them. One may be empty;
+                        rows of the zoo's models have TFLOPS
     released            year of the software
 
 Settings of Megatron-Bridge's rows come from scripts/performance/configs at the tag of their release
@@ -20,7 +21,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +57,9 @@ class Result:
     distance: float
 
     @property
-    def tflops(self) -> float | None:
+    def tflops(self) -> float:
         """Model TFLOPS of one GPU."""
-        return float(self.settings["tflops"]) if self.settings["tflops"] else None
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of a step, where the source gives them or tokens per second."""
-        return float(self.settings["seconds"]) if self.settings["seconds"] else None
+        return float(self.settings["tflops"])
 
     @property
     def sizes(self) -> str:
@@ -74,17 +70,24 @@ class Result:
         return f"{row['gpus']} {row['gpu']}, {row['precision']}, {words}"
 
 
-def nearest(model: str, gpu: str | None, shape: Shape, execution: Execution) -> Result | None:
-    """Return the published result most like a job; None where none is of its model and GPU.
+def nearest(
+    model: str,
+    gpu: str | None,
+    shape: Shape,
+    execution: Execution,
+    runs: Sequence[Mapping[str, str]] = (),
+) -> Result | None:
+    """Return the measurement most like a job; None where none is of its model and GPU.
 
-    Of equally near ones the latest: software gets faster.
+    `runs` are the user's own, with the same columns; of equally near ones theirs come first, then
+    the latest: software gets faster.
     """
-    found = [row for row in _rows() if row["model"] == model and row["gpu"] == gpu]
+    found = [row for row in (*runs, *_rows()) if row["model"] == model and row["gpu"] == gpu]
     if not found:
         return None
-    job = _describe(shape, execution)
-    row = min(found, key=lambda row: (distance(row, job), -float(row["released"])))
-    return Result(row, tuple(_differences(row, job)), distance(row, job))
+    job = describe(shape, execution)
+    row = min(found, key=lambda row: (distance(row, job), row in _rows(), -float(row["released"])))
+    return Result(dict(row), tuple(_differences(row, job)), distance(row, job))
 
 
 @functools.cache
@@ -93,7 +96,7 @@ def _rows() -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(file))
 
 
-def _describe(shape: Shape, execution: Execution) -> dict[str, str]:
+def describe(shape: Shape, execution: Execution) -> dict[str, str]:
     """Return a job in the words of the table's columns."""
     parallel, training, experts = shape.parallel, shape.training, shape.model.experts
     routing = "dropless"

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from launcher.config.gpus import GPUS
-from launcher.plan import architectures, flops, memory, parameters, published, stages
+from launcher.plan import architectures, flops, memory, parameters, stages
 from launcher.plan.data import MEMORY
 from launcher.plan.plan import Shaped, Site
+from launcher.plan.projection import report as projected
 
 BAR = 24  # characters of a full GPU
 ROWS = 9  # of stages, where not all are asked for
@@ -23,7 +24,7 @@ def sheet(made: Shaped, site: Site, everything: bool = False) -> list[str]:
         lines = [*structure(made, site), *_size(made), *_needs(made, site, everything)]
         if "FLOPs" not in made.unknown:
             lines += _published(made, site)
-        return lines
+        return [*lines, *projected.lines(made, site, everything)]
     except (ValueError, ArithmeticError, LookupError) as error:
         return [f"warning: no plan could be made: {error}"]
 
@@ -154,7 +155,7 @@ def _terms(rank: memory.Rank) -> str:
 def _published(made: Shaped, site: Site) -> list[str]:
     """Return what the nearest published result makes one expect of this job."""
     known = architectures.name(made.shape.model)
-    found = published.nearest(known, site.gpu, made.shape) if known else None
+    found = projected.nearest(made, site)
     if found is None:
         return [f"published  nothing for {known or 'this model'} on {site.gpu}"] if site.gpu else []
     share = flops.iteration(made.shape) / made.shape.parallel.world

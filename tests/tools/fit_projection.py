@@ -29,9 +29,10 @@ import numpy
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from launcher.config import bash_layers, settings  # noqa: E402
+from launcher.config import bash_layers  # noqa: E402
 from launcher.config.arguments import Arguments, merge, parse  # noqa: E402
-from launcher.job import build  # noqa: E402
+from launcher.job import request  # noqa: E402
+from launcher.job.build import build  # noqa: E402
 from launcher.plan import flops, published, shape, stages  # noqa: E402
 from launcher.plan.projection import constants as known  # noqa: E402
 from launcher.plan.projection import execution  # noqa: E402
@@ -109,7 +110,7 @@ def model_arguments(names: Iterable[str]) -> dict[str, Arguments]:
             "CLUSTER": "template",
         }  # fmt: skip
         layered = bash_layers.source(bash_layers.ENTRY, [], environ)[0]
-        base = build.build(settings.read(layered), [], layered).arguments
+        base = build(request.read(bash_layers.settings_of(layered), [], layered)).arguments
         found[name] = merge(base, parse(changes.split(), "published"))
     return found
 

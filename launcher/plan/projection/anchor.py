@@ -17,6 +17,7 @@ from pathlib import Path
 from launcher.config.arguments import Arguments
 from launcher.plan import flops, published, shape, stages
 from launcher.plan.projection import execution
+from launcher.plan.projection.calibration import Calibration
 from launcher.plan.projection.constants import Constants
 from launcher.plan.projection.execution import Execution
 from launcher.plan.projection.hardware import GPUS
@@ -43,15 +44,6 @@ class Expectation:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A step that was measured on the user's cluster (calibration.json)."""
-
-    arguments: Arguments
-    world: int
-    seconds: float
-
-
 def expect(
     one: Shape,
     split: Sequence[Stage],
@@ -59,11 +51,12 @@ def expect(
     gpu: str,
     model: str,
     arguments: Arguments,
-    constants: Constants | None = None,
+    known: Calibration,
 ) -> Expectation:
     """Return what a job is expected to reach. Raises ValueError where it cannot be projected."""
+    constants = known.constants
     alone = project(one, split, how, gpu, constants)
-    found = published.nearest(model, gpu, one, how)
+    found = published.nearest(model, gpu, one, how, known.runs)
     kind, factor = "alone", 1.0
     if found is not None and found.distance < published.WEIGHT["layers"] / 2:
         kind = "exact" if found.distance < EXACT else "near"

@@ -1,0 +1,155 @@
+"""The projection of a planned job, for its sheet and for tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.config.arguments import value
+from launcher.plan import published
+from launcher.plan.plan import Shaped, Site
+from launcher.plan.projection import anchor, calibration, execution
+from launcher.plan.projection.anchor import Expectation
+from launcher.plan.published import Result
+
+# Parts in the words of the sheet; what a job spends nothing on is left out.
+PARTS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "memory": "memory-bound kernels",
+    "quantize": "quantization",
+    "tensor": "TP and CP",
+    "expert": "exposed EP",
+    "host": "host",
+    "pipeline": "bubble and uneven stages",
+    "data": "exposed DP",
+    "optimizer": "optimizer",
+    "scale": "slowest GPU and age of the software",
+}
+SHOWN = ("host", "pipeline", "expert")
+LEAST = 0.01  # of a step: what is less is not shown
+
+
+def how(made: Shaped, site: Site) -> execution.Execution:
+    """Return how a planned job runs. Raises ValueError where that is not known."""
+    if made.case is None:
+        raise ValueError("the plan holds no arguments")
+    variables = {name: text for name, (text, _) in made.case.environment.items()}
+    released = execution.RELEASED[made.case.release]
+    return execution.read(made.case.arguments, variables, released, site.bound)
+
+
+def expectation(made: Shaped, site: Site) -> Expectation | None:
+    """Return what a planned job is expected to reach; None where nobody can tell."""
+    if site.gpu is None or made.case is None or made.unknown:
+        return None
+    known = calibration.read(site.calibration)
+    return anchor.expect(
+        made.shape, made.stages, how(made, site), site.gpu, site.model, made.case.arguments, known
+    )
+
+
+def nearest(made: Shaped, site: Site) -> Result | None:
+    """Return the published measurement most like a planned job."""
+    return published.nearest(site.model, site.gpu, made.shape, how(made, site))
+
+
+def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
+    """Return the sheet's lines: what a step takes, how sure that is, and what it is spent on."""
+    if made.unknown and site.gpu:
+        return [f"projected  nothing: {', '.join(sorted(made.unknown))} are unknown"]
+    found = expectation(made, site)
+    if found is None:
+        return []
+    there, seconds = found.projection, found.projection.seconds
+    operations = there.tflops * seconds
+    spent = [
+        f"{there.by[name] / seconds:.0%} {PARTS[name]}"
+        for name in SHOWN
+        if there.by[name] >= LEAST * seconds
+    ]
+    told = [
+        f"projected  {there.tflops:,.0f} TFLOPS/GPU ({operations / found.high:,.0f} to "
+        f"{operations / found.low:,.0f}), {duration(seconds)} a step, {there.tokens:,.0f} "
+        f"tokens/s/GPU; {', '.join(spent) or 'no time lost'}; {_anchored(found)}",
+    ]
+    if everything:
+        told += [
+            f"           {PARTS[name]} {duration(part)}, {part / seconds:.1%}"
+            for name, part in there.by.items()
+            if abs(part) >= LEAST * seconds / 10
+        ]
+        told += _whole(made, there.tokens)
+    return [*told, *(f"           outside of what was measured: {each}" for each in found.warnings)]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in three digits: 32.7 s, 412 ms."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def _anchored(found: Expectation) -> str:
+    if found.anchor is None:
+        return "no measurement of this model on this GPU"
+    where = found.anchor.settings["source"]
+    if found.kind == "exact":
+        return f"measured: {where}"
+    return f"anchored to {where}, times {found.factor:.2f}"
+
+
+def training_tokens(made: Shaped) -> int | None:
+    """Return the tokens that a job's arguments train for."""
+    shape = made.shape
+    arguments = made.case.arguments if made.case else {}
+    samples = value(arguments, "--train-samples")
+    steps = value(arguments, "--train-iters")
+    if samples is not None and samples.isdigit():
+        return int(samples) * shape.training.sequence
+    if steps is not None and steps.isdigit():
+        return int(steps) * shape.training.global_batch * shape.training.sequence
+    return None
+
+
+def _whole(made: Shaped, rate: float) -> list[str]:
+    """Return how long all tokens take."""
+    tokens = training_tokens(made)
+    if not tokens:
+        return []
+    hours = tokens / rate / 3600
+    days = hours / made.shape.parallel.world / 24
+    return [f"           {tokens / 1e9:,.4g}B tokens: {days:,.3g} days, {hours:,.0f} GPU-hours"]
+
+
+def as_data(made: Shaped, site: Site) -> dict[str, Any] | None:
+    """Return the projection for tools, in seconds; None where there is none."""
+    found = expectation(made, site)
+    if found is None:
+        return None
+    there, tokens = found.projection, training_tokens(made)
+    return {
+        "seconds": there.seconds,
+        "low_seconds": found.low,
+        "high_seconds": found.high,
+        "band": "80 % of held-out measurements",
+        "tokens_per_second_per_gpu": there.tokens,
+        "tflops_per_gpu": there.tflops,
+        "by": there.by,
+        "kind": found.kind,
+        "anchor": {
+            "source": found.anchor.settings["source"],
+            "factor": found.factor,
+            "distance": found.anchor.distance,
+            "differences": list(found.anchor.differences),
+        }
+        if found.anchor
+        else None,
+        "warnings": list(found.warnings),
+        "training": {
+            "tokens": tokens,
+            "hours": tokens / there.tokens / 3600 / made.shape.parallel.world,
+            "gpu_hours": tokens / there.tokens / 3600,
+        }
+        if tokens
+        else None,
+    }
+
+
