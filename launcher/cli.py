@@ -134,6 +134,18 @@ def _argv(words: Sequence[str]) -> int:
     return 0
 
 
+def _tune(words: Sequence[str]) -> int:
+    """Print the sizes with which the job would be fastest, and write a sweep that tries them.
+
+    TP, PP, VPP, EP, CP and MBS are chosen where no variable sets them; --free all, or --free TP,PP,
+    chooses them all the same. --keep-recompute leaves recomputation as it is.
+    """
+    from launcher import tune  # other commands do without
+
+    wanted = tune.wish(words)
+    return tune.tune(_request("tune", words, wanted.rest), wanted)
+
+
 def _settings(_words: Sequence[str]) -> int:
     """Print the table of all variables, in Markdown."""
     print(settings.table())
@@ -183,6 +195,7 @@ COMMANDS: Mapping[str, Command] = {
     "sweep": Command(_sweep, f"FILE {_FLAGS}"),
     "report": Command(_report, "RUN [RUN …] | diff RUN RUN [--option …]"),
     "plan": Command(_plan, f"[--all] {_FLAGS}"),
+    "tune": Command(_tune, f"[--free SIZES] [--keep-recompute] [--sweep-file FILE] {_FLAGS}"),
     "arguments": Command(_arguments, _FLAGS),
     "argv": Command(_argv, _FLAGS),
     "settings": Command(_settings, ""),

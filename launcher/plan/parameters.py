@@ -6,6 +6,7 @@ are those of the first tensor-parallel rank of its stage; all others have the sa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,10 @@ def stage(shape: Shape, held: Stage) -> Count:
     """Count a pipeline rank's parameters."""
     model, parallel = shape.model, shape.parallel
     count = Count()
+    kinds = {one.kind: one for one in held.layers}
+    for kind, times in Counter(one.kind for one in held.layers).items():
+        count += layer(model, parallel, kinds[kind]) * times
     for chunk in held.chunks:
-        for one in chunk.layers:
-            count += layer(model, parallel, one)
         if chunk.embedding or chunk.embedding_copy:
             count += embedding(model, parallel)
         if chunk.final_norm:

@@ -35,7 +35,7 @@ from launcher.job import request  # noqa: E402
 from launcher.job.build import build  # noqa: E402
 from launcher.plan import flops, published, shape, stages  # noqa: E402
 from launcher.plan.projection import constants as known  # noqa: E402
-from launcher.plan.projection import execution  # noqa: E402
+from launcher.plan.projection import anchor, execution  # noqa: E402
 from launcher.plan.projection.constants import NAMES, Constants  # noqa: E402
 from launcher.plan.projection.projection import project  # noqa: E402
 
@@ -128,7 +128,7 @@ def case(row: dict[str, str], base: Arguments) -> Case:
     given = published.arguments(row, base)
     read = shape.read(given, int(row["gpus"]))
     how = execution.read(
-        given, published.environment(row), float(row["released"]), "bindpcie" in row["also"]
+        given, published.environment(row), float(row["released"]), "bound" in row["also"].split("+")
     )
     seconds = float(row["seconds"] or 0)
     if not seconds:
@@ -260,6 +260,86 @@ def pairs(rows: Sequence[Case], off: numpy.ndarray, least: float = 0.07) -> tupl
     return right, count
 
 
+def held_against_others(
+    rows: Sequence[Case], off: numpy.ndarray, reach: float
+) -> dict[str, numpy.ndarray]:
+    """Return residuals after anchoring each row to the most similar other one, by kind.
+
+    `off` are residuals under constants that were fitted without the row's model and GPU.
+    """
+    found: dict[str, list[float]] = {"exact": [], "near": []}
+    described = [published.describe(one.shape, one.execution) for one in rows]
+    for index, one in enumerate(rows):
+        others = [
+            (published.distance(other.row, described[index]), number)
+            for number, other in enumerate(rows)
+            if number != index
+            and (other.row["model"], other.row["gpu"]) == (one.row["model"], one.row["gpu"])
+        ]
+        same = [number for far, number in others if far < anchor.EXACT]
+        if same:
+            found["exact"].append(off[index] - off[same[0]])
+        others = [pair for pair in others if anchor.EXACT <= pair[0] < anchor.FARTHEST]
+        if others and one.known:
+            far, number = min(others)
+            found["near"].append(off[index] - math.exp(-far / reach) * off[number])
+    return {kind: numpy.array(each) for kind, each in found.items()}
+
+
+def bands(rows: Sequence[Case], off: numpy.ndarray) -> dict[str, float]:
+    """Return the factors that 80 % of rows are within, and how far an anchor reaches."""
+    reaches = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 9.0)
+    reach = min(
+        reaches,
+        key=lambda one: float(numpy.quantile(abs(held_against_others(rows, off, one)["near"]), 0.8)),
+    )
+    anchored = held_against_others(rows, off, reach)
+    known_rows = off[numpy.array([one.known for one in rows])]
+    found = {"alone": known_rows, **anchored}
+    for kind, each in found.items():
+        print(f"    {kind:32} {errors(each)}")
+    factors = {
+        kind: round(math.exp(float(numpy.quantile(abs(each), 0.8))), 3)
+        for kind, each in found.items()
+    }
+    return {**factors, "reach": reach}
+
+
+# Pairs of published rows that differ in one thing, by what changes: TFLOPS before and after.
+GAINS = (
+    ("Qwen3-235B H100: expert overlap", "245", "276"),
+    ("Qwen3-235B H100: graphs of the router", "276", "320"),
+    ("Qwen3-30B H100: expert overlap", "244.039", "287.305"),
+    ("Qwen3-235B H100 TP4 EP8 to TP2 EP32", "167", "245"),
+    ("Qwen3-235B H100 PP32 to PP8", "200", "245"),
+    ("Qwen3-235B H100 16k: balance", "237", "295"),
+    ("Qwen3-235B H100 32k: balance", "277", "335"),
+    ("Qwen3-235B H100 64k: balance", "320", "368"),
+    ("Qwen3-235B H100 128k: balance", "357", "389"),
+    ("Mixtral-8x22B H100: balance", "445", "465"),
+    ("Mixtral-8x22B H100: FP8", "465", "560"),
+    ("Qwen3-235B GB200: full graphs", "1018", "1159.5"),
+    ("DeepSeek-V3 GB200: fused permutation", "494.46", "529.55"),
+    ("DeepSeek-V3 GB200: fused router", "529.55", "540.0"),
+    ("DeepSeek-V3 GB200: DeepEP", "540.0", "566.07"),
+    ("DeepSeek-V3 GB200: less recomputed", "566.07", "610.71"),
+    ("DeepSeek-V3 GB200: graphs", "610.71", "663.27"),
+    ("DeepSeek-V3 GB200: tuned DeepEP, bound processes", "663.27", "762.12"),
+    ("DeepSeek-V3 GB200: HybridEP", "829.93", "943.56"),
+    ("DeepSeek-V3 GB200: the whole series", "494.46", "970.01"),
+)
+
+
+def gains(rows: Sequence[Case], off: numpy.ndarray) -> None:
+    """Print what single changes gained, measured and projected."""
+    places = {one.row["tflops"]: index for index, one in enumerate(rows)}
+    for what, before, after in GAINS:
+        one, two = places[before], places[after]
+        measured = float(after) / float(before)
+        there = measured * math.exp(off[one] - off[two])
+        print(f"    {what:50} {measured - 1:+6.1%} {there - 1:+6.1%}")
+
+
 def write(logs: numpy.ndarray, covariance: numpy.ndarray) -> None:
     """Write the fitted values and their posterior deviations beside the priors."""
     found = {name: dict(entry) for name, entry in known.described().items()}
@@ -324,11 +404,21 @@ def main() -> None:
         "model left out": lambda one: one.row["model"].replace("-4layers", ""),
         "GPU left out": lambda one: one.row["gpu"],
     }
+    left = off
     for name, key in folds.items():
         held = left_out(rows, logs, slopes, key)
         print(f"  {name}")
         table(rows, held)
+        if name == "model and GPU left out":
+            left = held
         print("  order of alternatives more than 7 %% apart: %d of %d" % pairs(rows, held))
+    print("  anchored to the most similar other row, under constants fitted without model and GPU")
+    there = bands(rows, left)
+    print(f"    80 % are within: {there}")
+    if chosen.fit:
+        anchor.BANDS.write_text(json.dumps(there, indent=1) + "\n", encoding="utf-8")
+    print("  gains of single changes: measured, projected (in sample)")
+    gains(rows, off)
     print("  priors alone")
     table(rows, residuals(rows, mean))
 

@@ -27,8 +27,8 @@ from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
 
 BANDS = Path(__file__).parent / "bands.json"
-REACH = 6.0  # the distance at which an anchor's correction has faded to 1/e
 EXACT = 0.05  # a smaller distance is the same configuration
+FARTHEST = 10.0  # a larger one says nothing of a job
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def expect(
     alone = project(one, split, how, gpu, constants)
     found = published.nearest(model, gpu, one, how, known.runs)
     kind, factor = "alone", 1.0
-    if found is not None and found.distance < published.WEIGHT["layers"] / 2:
+    if found is not None and found.distance < FARTHEST:
         kind = "exact" if found.distance < EXACT else "near"
         off = correction(found.settings, arguments, constants)
-        factor = off ** math.exp(-found.distance / REACH)
+        factor = off ** weight(found.distance)
     band = bands()[kind]
     if found is not None and kind == "alone":
         found = None
@@ -77,9 +77,17 @@ def expect(
     )
 
 
+def weight(distance: float) -> float:
+    """Return how much of a measurement's correction counts at a distance."""
+    return math.exp(-distance / bands()["reach"])
+
+
 @functools.cache
 def bands() -> Mapping[str, float]:
-    """Return the factors that 80 % of held-out rows are within, by kind of expectation."""
+    """Return the factors that 80 % of held-out rows are within, by kind of expectation.
+
+    `reach` is the distance at which an anchor's correction has faded to 1/e. All are fitted.
+    """
     return json.loads(BANDS.read_text(encoding="utf-8"))
 
 
@@ -90,7 +98,7 @@ def correction(
     given = published.arguments(row, arguments)
     read = shape.read(given, int(row["gpus"]))
     how = execution.read(
-        given, published.environment(row), float(row["released"]), "bindpcie" in row["also"]
+        given, published.environment(row), float(row["released"]), "bound" in row["also"].split("+")
     )
     there = project(read, stages.split(read), how, row["gpu"], constants)
     if row["seconds"]:

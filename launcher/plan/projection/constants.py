@@ -33,7 +33,7 @@ class Constants:
     fp8_ops: float
     expert_ops: float
     router_ops: float
-    binding: float
+    unbound: float
     sync: float
     overlap_ops: float
     hidden: float

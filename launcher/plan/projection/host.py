@@ -59,7 +59,7 @@ def dense(fp8_ops: float) -> Count:
 
 def router(fused: bool, router_ops: float) -> Count:
     """Count the router with its losses, and the bookkeeping before tokens leave."""
-    return even(router_ops * (0.5 if fused else 1.0))
+    return even(router_ops * (0.85 if fused else 1.0))
 
 
 def dispatch(dispatcher: str, fused_permute: bool) -> Count:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def project(
     group = shape.training.group_size or shape.parallel.pipeline
     overlap = shape.training.overlap_experts
     piped = schedule.seconds(turns, micro_batches, group, overlap)
-    data, optimizer = _ends(one, chunks, _counts(shape, split))
+    data, optimizer = _ends(one, chunks, parameters.stages(shape, split))
     scale = math.exp(one.constants.age * (NOW - execution.released))
     scale *= 1 + one.constants.jitter * max(0.0, math.log2(shape.parallel.world / 8))
     total = (piped + data + optimizer + FIXED) * scale
@@ -86,20 +85,6 @@ def _chunks(one: Job, split: Sequence[Stage]) -> list[list[layers.Passes]]:
             row.append(found[key])
         rows.append(row)
     return rows
-
-
-def _counts(shape: Shape, split: Sequence[Stage]) -> list[Count]:
-    """Count every rank's parameters; layers of a kind have equally many."""
-    kinds = {each.kind: each for stage in split for each in stage.layers}
-    each = {name: parameters.layer(shape.model, shape.parallel, one) for name, one in kinds.items()}
-    counts = []
-    for stage in split:
-        bare = tuple(dataclasses.replace(chunk, layers=()) for chunk in stage.chunks)
-        count = parameters.stage(shape, dataclasses.replace(stage, chunks=bare))
-        for name, times in Counter(one.kind for one in stage.layers).items():
-            count += each[name] * times
-        counts.append(count)
-    return counts
 
 
 def _turns(one: Job, chunks: Sequence[Sequence[layers.Passes]]) -> schedule.Passes:

@@ -89,7 +89,7 @@ def duration(seconds: float) -> str:
 
 def _anchored(found: Expectation) -> str:
     if found.anchor is None:
-        return "no measurement of this model on this GPU"
+        return "no measurement is like it"
     where = found.anchor.settings["source"]
     if found.kind == "exact":
         return f"measured: {where}"

@@ -78,6 +78,11 @@ def seconds(passes: Passes, micro_batches: int, group: int, overlap: bool = Fals
         return lone + turns * (micro_batches - 1)
     group = min(group, micro_batches)
     whole, rest = divmod(micro_batches, group)
+    if len(passes.forward[0]) > 1 and 0 < rest < stages:
+        # Megatron refuses such a last group: it would wait for itself.
+        shorter = seconds(passes, whole * group, group, overlap)
+        longer = seconds(passes, (whole + 1) * group, group, overlap)
+        return shorter + (longer - shorter) * rest / group
     few = min(whole, GROUPS)
     end, period = _simulate(passes, few * group + rest, group, overlap)
     return end + (whole - few) * period

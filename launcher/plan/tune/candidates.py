@@ -137,36 +137,38 @@ def candidates(shape: Shape, fixed: Mapping[str, int]) -> Iterator[Candidate]:
                     for expert in allowed("EP", experts):
                         if world % (pipeline * expert * shape.parallel.expert_tensor):
                             continue
-                        for virtual in allowed("VPP", _virtual(shape, pipeline, micro_batches)):
+                        for virtual in _virtual(shape, pipeline, micro_batches, fixed):
                             yield Candidate(
                                 tensor, pipeline, virtual, expert, context, micro_batch, ()
                             )
 
 
-def _virtual(shape: Shape, pipeline: int, micro_batches: int) -> list[int]:
+def _virtual(shape: Shape, pipeline: int, micro_batches: int, fixed: Mapping[str, int]) -> list[int]:
     """Return the virtual stages worth trying: at least a layer each, a whole group in flight."""
     if pipeline == 1 or micro_batches < pipeline:
-        return [1]
+        return [1] if fixed.get("VPP", 1) == 1 or pipeline == 1 else []
+    if "VPP" in fixed:
+        return [fixed["VPP"]]
     most = shape.model.layers // pipeline
     return [size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24) if size <= most]
 
 
 def recomputations(model: Model, present: tuple[str, ...], graphed: bool) -> list[tuple[str, ...]]:
-    """Return what could be recomputed, the cheapest first, and what the job has now."""
-    found: list[tuple[str, ...]] = [()]
+    """Return what could be recomputed, what the job has now among it; the last saves most."""
+    found: list[tuple[str, ...]] = [(), present]
     steps = ["layernorm", "moe_act"] if model.experts else ["layernorm"]
     if model.attention.latent:
         steps.append("mla_up_proj")
     if not all(model.moe):
         steps.append("mlp")
-    found += [tuple(steps[: n + 1]) for n in range(len(steps))]
     if model.attention.latent:
         found.append(("mla_up_proj",))
+    found += [tuple(steps[: n + 1]) for n in range(len(steps))]
     if model.experts and not graphed:
-        found.append(("layernorm", "mla_up_proj", "moe") if model.attention.latent else ("layernorm", "moe"))
+        found.append(("layernorm", "mla_up_proj", "moe")[:: 1 if model.attention.latent else 2])
     if not graphed:
         found.append(("full",))
-    return list(dict.fromkeys([*found, present]))
+    return list(dict.fromkeys(found))
 
 
 def layouts(costs: list[float], extra: float, chunks: int, mtp: int, counted: int) -> list[str]:

@@ -8,12 +8,13 @@ word on every result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments
-from launcher.plan import memory, rules, shape, stages
+from launcher.plan import memory, parameters, rules, shape, stages
 from launcher.plan.projection import layers
 from launcher.plan.projection.constants import Constants
 from launcher.plan.projection.execution import Execution
@@ -69,11 +70,15 @@ def search(task: Task, wanted: int = RESULTS, progress: Progress | None = None) 
 
     Raises ValueError where the job has no shape.
     """
-    start = shape.read(task.case.arguments, task.case.world_size)
+    start = shape.read(task.case.arguments, task.case.world_size, task.case.release)
     estimated = estimates(task, start, progress)
     estimated.sort()
     best: dict[tuple[int, ...], Result] = {}
     too_full = refused = looked = 0
+    # A split that is too full with the most recomputation is so with any.
+    leanest = options(task, start)[-1]
+    hopeless: set[tuple] = set()
+    hopeful: set[tuple] = set()
     for seconds, one in estimated:
         if len(best) >= wanted:
             worst = sorted(each.projection.seconds for each in best.values())[wanted - 1]
@@ -85,9 +90,13 @@ def search(task: Task, wanted: int = RESULTS, progress: Progress | None = None) 
         looked += 1
         if progress is not None and looked % 16 == 0:
             progress(looked, len(estimated))
-        result = _looked_at(task, one)
+        split = (one.sizes, one.layout)
+        result = None if split in hopeless else _looked_at(task, one)
         if result is None:
             too_full += 1
+            if split not in hopeless and split not in hopeful:
+                lean = _looked_at(task, candidates.with_recompute(one, leanest, one.layout))
+                (hopeful if lean is not None else hopeless).add(split)
             continue
         if known is not None and known.projection.seconds <= result.projection.seconds:
             continue
@@ -101,11 +110,20 @@ def search(task: Task, wanted: int = RESULTS, progress: Progress | None = None) 
 
 def evaluate(task: Task, arguments: Arguments) -> tuple[Projection, memory.Rank, float]:
     """Return a job's projection, its fullest rank and the GiB that this one leaves."""
-    read = shape.read(arguments, task.case.world_size)
+    read = shape.read(arguments, task.case.world_size, task.case.release)
     split = stages.split(read)
     ranks = memory.ranks(read, split)
     there = project(read, split, task.execution, task.gpu, task.constants)
     return there, memory.worst(ranks), memory.room(ranks, task.gpu)
+
+
+def options(task: Task, start: Shape) -> list[tuple[str, ...]]:
+    """Return what the candidates may recompute, the leanest choice last."""
+    full = start.training.recompute == "full"
+    present = ("full",) if full else tuple(sorted(_named(task)))
+    if not task.recompute:
+        return [present]
+    return candidates.recomputations(start.model, present, task.execution.graphs != "none")
 
 
 def estimates(
@@ -117,12 +135,8 @@ def estimates(
     to be even, with the bubble of its schedule.
     """
     parallel, training = start.parallel, start.training
-    present = ("full",) if training.recompute == "full" else tuple(sorted(_named(task)))
-    graphed = task.execution.graphs != "none"
-    options = [present]
-    if task.recompute:
-        options = candidates.recomputations(start.model, present, graphed)
-    known: dict[tuple, tuple[list[float], float, float]] = {}
+    choices = options(task, start)
+    known: dict[tuple, tuple[list[float], float]] = {}
     found: list[tuple[float, Candidate]] = []
     scale = math.exp(task.constants.age * (NOW - task.execution.released))
     counted = start.model.layers + start.split.account_embedding + start.split.account_loss
@@ -131,40 +145,38 @@ def estimates(
             continue
         data = parallel.world // (one.tensor * one.pipeline * one.context)
         micro_batches = training.global_batch // (data * one.micro_batch)
-        for modules in options:
+        for modules in choices:
             key = (one.tensor, one.context, one.expert, one.micro_batch, modules)
             if key not in known:
                 known[key] = _costs(task, start, one, modules)
                 if progress is not None and len(known) % 16 == 0:
                     progress(0, 0)
-            costs, extra, share = known[key]
+            costs, extra = known[key]
             turn = (sum(costs) + extra) / one.pipeline
             idle = (one.pipeline - 1) / one.virtual
-            seconds = scale * turn * (micro_batches + idle) + share
+            seconds = scale * turn * (micro_batches + idle)
             chunks = one.pipeline * one.virtual
             for layout in _layouts(costs, extra, chunks, start, counted):
                 found.append((seconds, candidates.with_recompute(one, modules, layout)))
     return found
 
 
-_PACKED: dict[tuple, list[str]] = {}
-
-
 def _layouts(
     costs: Sequence[float], extra: float, chunks: int, start: Shape, counted: int
-) -> list[str]:
+) -> tuple[str, ...]:
+    """Return the layouts worth trying: they depend on proportions alone, and these on few sizes."""
     if chunks == 1:
-        return [""]
-    # Layouts depend on the proportions alone, and those hardly on the sizes.
+        return ("",)
     unit = max(costs)
     rounded = tuple(round(cost / unit, 1) for cost in costs)
-    key = (rounded, round(extra / unit, 1), chunks, start.model.mtp, counted)
-    if key not in _PACKED:
-        even = counted if not start.model.mtp else counted
-        _PACKED[key] = candidates.layouts(
-            list(rounded), round(extra / unit, 1), chunks, start.model.mtp, even
-        )
-    return _PACKED[key]
+    return _packed(rounded, round(extra / unit, 1), chunks, start.model.mtp, counted)
+
+
+@functools.lru_cache(maxsize=4096)
+def _packed(
+    costs: tuple[float, ...], extra: float, chunks: int, mtp: int, counted: int
+) -> tuple[str, ...]:
+    return tuple(candidates.layouts(list(costs), extra, chunks, mtp, counted))
 
 
 def _named(task: Task) -> tuple[str, ...]:
@@ -177,8 +189,8 @@ def _named(task: Task) -> tuple[str, ...]:
 
 def _costs(
     task: Task, start: Shape, one: Candidate, modules: tuple[str, ...]
-) -> tuple[list[float], float, float]:
-    """Return seconds of a micro-batch: of each layer, of what follows the last, of the ends."""
+) -> tuple[list[float], float]:
+    """Return seconds of a micro-batch: of each layer, and of what follows the last."""
     parallel = dataclasses.replace(
         start.parallel,
         tensor=one.tensor,
@@ -210,24 +222,33 @@ def _costs(
     if model.mtp_built:
         last = stages.mtp_layer(model, 0)
         extra += model.mtp_built * layers.turn(job, layers.layer(job, last))
-    return costs, extra, 0.0
+    return costs, extra
 
 
 def _looked_at(task: Task, one: Candidate) -> Result | None:
     """Return a candidate in full; None where it does not fit, or splits no layers."""
     arguments = one.arguments(task.case.arguments)
     try:
-        read = shape.read(arguments, task.case.world_size)
+        read = shape.read(arguments, task.case.world_size, task.case.release)
         split = stages.split(read)
     except ValueError:
         return None
+    # Most often one of the first two stages is the fullest: they have most in flight.
+    for stage in split[:2]:
+        one_rank = memory.rank(read, stage, parameters.stage(read, stage))
+        if not _fits([one_rank], task.gpu):
+            return None
     ranks = memory.ranks(read, split)
-    fullest = memory.worst(ranks)
-    room = memory.room(ranks, task.gpu)
-    if room < HEADROOM * fullest.total / memory.GIB:
+    if not _fits(ranks, task.gpu):
         return None
+    fullest, room = memory.worst(ranks), memory.room(ranks, task.gpu)
     there = project(read, split, task.execution, task.gpu, task.constants)
     return Result(one, arguments, there, fullest, room)
+
+
+def _fits(ranks: Sequence[memory.Rank], gpu: str) -> bool:
+    needed = memory.worst(ranks).total / memory.GIB
+    return memory.room(ranks, gpu) >= HEADROOM * needed
 
 
 def _refused(task: Task, result: Result) -> bool:
