@@ -1,4 +1,4 @@
-"""`python -m launcher tune`: the sizes with which a job would be fastest, and a sweep to try them."""
+"""`python -m launcher tune`: the sizes that make a job fastest, and a sweep to try them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.job.build import FLAG_OF, build
 from launcher.job.draft import Job
 from launcher.job.request import Request
 from launcher.plan import memory, published
-from launcher.plan.plan import Shaped, Site
+from launcher.plan.plan import Shaped
 from launcher.plan.projection import anchor, calibration, report
 from launcher.plan.tune import search
 from launcher.plan.tune.candidates import SIZES
@@ -26,7 +26,15 @@ from launcher.plan.tune.search import Found, Result, Task
 MEASURED = 5  # worth measuring: what is closer together than the projection can tell apart
 FILE = "tune.yaml"
 # What a job has on its own, beside the sizes, and what a sweep's file may not hold.
-_LEFT_OUT = {*SIZES, "DRY_RUN", "WAIT", "TIMESTAMP", "TRAINING_PARAMS", "WANDB_API_KEY", "PLAN_FORMAT"}
+_LEFT_OUT = {
+    *SIZES,
+    "DRY_RUN",
+    "WAIT",
+    "TIMESTAMP",
+    "TRAINING_PARAMS",
+    "WANDB_API_KEY",
+    "PLAN_FORMAT",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def wish(words: Sequence[str]) -> Wish:
 def tune(request: Request, wanted: Wish) -> int:
     """Search, print ten results and write a sweep of the five best. Raises UsageError."""
     job = build(request)
-    shaped, site = job.plan.shaped, job.site
+    shaped = job.plan.shaped
     task = _task(request, wanted, job)
     assert shaped is not None  # _task has made sure
     started = time.monotonic()
@@ -78,8 +86,8 @@ def tune(request: Request, wanted: Wish) -> int:
     factor = _factor(job, shaped, task)
     print("\n".join(_table(job, shaped, task, found, factor)))
     print(
-        f"{found.considered:,} candidates in {time.monotonic() - started:.0f} s; of those looked at "
-        f"in full, {found.too_full} do not fit with {search.HEADROOM:.0%} to spare, and the rules "
+        f"{found.considered:,} candidates in {time.monotonic() - started:.0f} s; of those looked "
+        f"at in full, {found.too_full} do not fit with {search.HEADROOM:.0%} to spare, and the rules "
         f"refuse {found.refused}"
     )
     if not found.results:
@@ -95,7 +103,9 @@ def _task(request: Request, wanted: Wish, job: Job) -> Task:
     if shaped is None or shaped.case is None:
         raise UsageError("the job's arguments leave its shape open: python3 -m launcher plan")
     if shaped.unknown:
-        raise UsageError(f"{', '.join(sorted(shaped.unknown))} of this job are unknown: see its plan")
+        raise UsageError(
+            f"{', '.join(sorted(shaped.unknown))} of this job are unknown: see its plan"
+        )
     if site.gpu is None:
         raise UsageError("GPU is not set: the kind of GPU that the job is to run on")
     fixed = {}
@@ -121,9 +131,7 @@ def _factor(job: Job, shaped: Shaped, task: Task) -> float:
     return found.factor if found is not None else 1.0
 
 
-def _table(
-    job: Job, shaped: Shaped, task: Task, found: Found, factor: float
-) -> list[str]:
+def _table(job: Job, shaped: Shaped, task: Task, found: Found, factor: float) -> list[str]:
     """Return the job as it is, the results, and what was measured nearby."""
     there, fullest, room = search.evaluate(task, task.case.arguments)
     now = there.seconds * factor
@@ -156,14 +164,12 @@ def _table(
 
 
 def _nearby(job: Job, task: Task, found: Found) -> list[str]:
-    """Return the measurements nearest to the best results: a search finds the model's errors too."""
+    """Return the measurements nearest to the best results, whose time is only projected."""
     known = calibration.read(job.site.calibration)
     seen: dict[str, str] = {}
     for one in found.results[:MEASURED]:
         read = search.shape.read(one.arguments, task.case.world_size, task.case.release)
-        near = published.nearest(
-            job.site.model, task.gpu, read, task.execution, known.runs
-        )
+        near = published.nearest(job.site.model, task.gpu, read, task.execution, known.runs)
         if near is not None:
             source = near.settings["source"]
             seen.setdefault(
@@ -247,6 +253,8 @@ def _yaml(values: Sequence[str]) -> object:
 
 
 def _bar(done: int, whole: int) -> None:
-    print(f"\r{done:,} of {whole:,} candidates looked at" if whole else "\restimating …", end="", file=sys.stderr)
-
-
+    print(
+        f"\r{done:,} of {whole:,} candidates looked at" if whole else "\restimating …",
+        end="",
+        file=sys.stderr,
+    )

@@ -10,8 +10,8 @@ from typing import Any
 
 from launcher.config.arguments import Arguments, argv
 from launcher.config.settings import Settings
-from launcher.plan.projection import calibration
 from launcher.plan.plan import Plan, Site
+from launcher.plan.projection import calibration
 
 Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
 

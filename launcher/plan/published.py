@@ -209,7 +209,11 @@ def environment(row: Mapping[str, str]) -> dict[str, str]:
 def _words(row: Mapping[str, str]) -> list[str]:
     words = [word for flag, name in _FLAGS.items() for word in (flag, row[name])]
     words += ["--moe-grouped-gemm", "--overlap-grad-reduce", "--overlap-param-gather"]
-    words += ["--use-distributed-optimizer", "--sequence-parallel", "--use-precision-aware-optimizer"]
+    words += [
+        "--use-distributed-optimizer",
+        "--sequence-parallel",
+        "--use-precision-aware-optimizer",
+    ]
     words += ["--bf16", "--exp-avg-dtype", "bf16", "--exp-avg-sq-dtype", "bf16"]
     if row["layout"]:
         words += ["--pipeline-model-parallel-layout", row["layout"]]
@@ -219,7 +223,12 @@ def _words(row: Mapping[str, str]) -> list[str]:
         words += ["--mtp-num-layers", row["mtp"]]
     if row["precision"] != "bf16":
         kind = row["precision"]
-        words += ["--fp8-format", "hybrid" if kind == "tensorwise" else "e4m3", "--fp8-recipe", kind]
+        words += [
+            "--fp8-format",
+            "hybrid" if kind == "tensorwise" else "e4m3",
+            "--fp8-recipe",
+            kind,
+        ]
         words += ["--fp8-param-gather"]
     if row["dispatcher"] in ("deepep", "hybridep"):
         words += ["--moe-token-dispatcher-type", "flex"]
@@ -230,17 +239,7 @@ def _words(row: Mapping[str, str]) -> list[str]:
         words += ["--moe-router-force-load-balancing"]
     elif row["routing"] == "dropped tokens":
         words += ["--moe-expert-capacity-factor", "1.0", "--moe-pad-expert-input-to-capacity"]
-    if row["recompute"] == "full":
-        words += ["--recompute-granularity", "full", "--recompute-method", "uniform"]
-        words += ["--recompute-num-layers", "1"]
-    elif row["recompute"]:
-        words += ["--recompute-granularity", "selective", "--recompute-modules"]
-        words += row["recompute"].split("+")
-    if row["graphs"] == "full_iteration":
-        words += ["--cuda-graph-impl", "full_iteration"]
-    elif row["graphs"]:
-        words += ["--cuda-graph-impl", "transformer_engine", "--cuda-graph-modules"]
-        words += row["graphs"].split("+")
+    words += [*_recompute(row["recompute"]), *_graphs(row["graphs"])]
     if row["overlap"] == "1":
         words += ["--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute"]
     if row["fused"] == "1":
@@ -254,6 +253,23 @@ def _words(row: Mapping[str, str]) -> list[str]:
     if "Bridge" in row["software"] or "NeMo" in row["software"]:
         words += ["--grad-reduce-in-bf16"]
     return words
+
+
+def _recompute(modules: str) -> list[str]:
+    if modules == "full":
+        words = ["--recompute-granularity", "full", "--recompute-method", "uniform"]
+        return [*words, "--recompute-num-layers", "1"]
+    if not modules:
+        return []
+    return ["--recompute-granularity", "selective", "--recompute-modules", *modules.split("+")]
+
+
+def _graphs(modules: str) -> list[str]:
+    if modules == "full_iteration":
+        return ["--cuda-graph-impl", "full_iteration"]
+    if not modules:
+        return []
+    return ["--cuda-graph-impl", "transformer_engine", "--cuda-graph-modules", *modules.split("+")]
 
 
 _FLAGS = {

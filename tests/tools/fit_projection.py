@@ -34,14 +34,17 @@ from launcher.config.arguments import Arguments, merge, parse  # noqa: E402
 from launcher.job import request  # noqa: E402
 from launcher.job.build import build  # noqa: E402
 from launcher.plan import flops, published, shape, stages  # noqa: E402
-from launcher.plan.projection import constants as known  # noqa: E402
 from launcher.plan.projection import anchor, execution  # noqa: E402
+from launcher.plan.projection import constants as known  # noqa: E402
 from launcher.plan.projection.constants import NAMES, Constants  # noqa: E402
 from launcher.plan.projection.projection import project  # noqa: E402
 
 # Models that were published and are no part of the zoo: one that is, and what differs.
 OTHERS = {
-    "DeepSeek-V3-4layers": ("DeepSeek-V3", "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3) --no-rope-fusion"),
+    "DeepSeek-V3-4layers": (
+        "DeepSeek-V3",
+        "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3) --no-rope-fusion",
+    ),
     "DeepSeek-V2-4layers": ("DeepSeek-V2", "--num-layers 4 --moe-layer-freq ([0]*1+[1]*3)"),
     "GPT-OSS-120B": (
         "Qwen3-30B-A3B",
@@ -291,7 +294,9 @@ def bands(rows: Sequence[Case], off: numpy.ndarray) -> dict[str, float]:
     reaches = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 9.0)
     reach = min(
         reaches,
-        key=lambda one: float(numpy.quantile(abs(held_against_others(rows, off, one)["near"]), 0.8)),
+        key=lambda one: float(
+            numpy.quantile(abs(held_against_others(rows, off, one)["near"]), 0.8)
+        ),
     )
     anchored = held_against_others(rows, off, reach)
     known_rows = off[numpy.array([one.known for one in rows])]
@@ -340,6 +345,11 @@ def gains(rows: Sequence[Case], off: numpy.ndarray) -> None:
         print(f"    {what:50} {measured - 1:+6.1%} {there - 1:+6.1%}")
 
 
+def ordered(rows: Sequence[Case], off: numpy.ndarray) -> None:
+    right, count = pairs(rows, off)
+    print(f"    order of alternatives more than 7 % apart: {right} of {count}")
+
+
 def write(logs: numpy.ndarray, covariance: numpy.ndarray) -> None:
     """Write the fitted values and their posterior deviations beside the priors."""
     found = {name: dict(entry) for name, entry in known.described().items()}
@@ -380,11 +390,17 @@ def main() -> None:
     mean, _ = priors()
     logs, slopes = mean, None
     if chosen.fit:
-        start = mean if "value" not in known.described()["power"] else numpy.log(dataclasses.astuple(known.fitted()))
+        start = (
+            mean
+            if "value" not in known.described()["power"]
+            else numpy.log(dataclasses.astuple(known.fitted()))
+        )
         logs, covariance, slopes = fit(rows, start, chosen.rounds)
         write(logs, covariance)
         known.fitted.cache_clear()
-        for name, value, before, sd, post in zip(NAMES, numpy.exp(logs), numpy.exp(mean), priors()[1], numpy.diag(covariance) ** 0.5):
+        for name, value, before, sd, post in zip(
+            NAMES, numpy.exp(logs), numpy.exp(mean), priors()[1], numpy.diag(covariance) ** 0.5
+        ):
             print(f"  {name:22} {before:10.4g} -> {value:10.4g}   sd {sd:.2f} -> {post:.2f}")
     elif "value" in known.described()["power"]:
         logs = numpy.log(dataclasses.astuple(known.fitted()))
@@ -394,7 +410,7 @@ def main() -> None:
     print("median / 90th percentile of |error| (rows)")
     print("  in sample" if chosen.rows == published.DATA else "  rows of the file")
     table(rows, off)
-    print("  order of alternatives more than 7 %% apart: %d of %d" % pairs(rows, off))
+    ordered(rows, off)
     if chosen.rows != published.DATA or chosen.quick:
         return
     if slopes is None:
@@ -411,7 +427,7 @@ def main() -> None:
         table(rows, held)
         if name == "model and GPU left out":
             left = held
-        print("  order of alternatives more than 7 %% apart: %d of %d" % pairs(rows, held))
+        ordered(rows, held)
     print("  anchored to the most similar other row, under constants fitted without model and GPU")
     there = bands(rows, left)
     print(f"    80 % are within: {there}")

@@ -1,1 +1,1 @@
-"""How long a step takes, before it runs: kernels, CPU, communication and schedule, from a job's shape."""
+"""How long a step takes, before it runs: kernels, CPU, communication and schedule."""

@@ -1,7 +1,7 @@
 """What to expect of a job: the projection, held against what was measured of jobs like it.
 
 An exact measurement counts as it is. The nearest one of the same model and GPU corrects the
-projection by the factor that the projection is off there; the less alike the two jobs are, the less.
+projection by the factor that it is off there; the less alike the two jobs are, the less.
 A figure of another model or another GPU corrects nothing: on held-out rows it does harm.
 """
 

@@ -1,4 +1,4 @@
-"""The constants of the projection, from constants.json: fitted values, with where they come from."""
+"""The constants of the projection: fitted values, from constants.json."""
 
 from __future__ import annotations
 

@@ -90,7 +90,9 @@ def backward(one: Product, rates: Kernels, gradient_bytes: int) -> tuple[float, 
 def _product(one: Product, rates: Kernels, out: int) -> float:
     rate = rates.bf16 if one.half else rates.product
     operand = 2 if one.half else rates.operand
-    moved = operand * (one.rows * one.inner + one.inner * one.columns) + out * one.rows * one.columns
+    moved = (
+        operand * (one.rows * one.inner + one.inner * one.columns) + out * one.rows * one.columns
+    )
     if not one.rows:
         return 0.0
     full = rate * one.rows / (one.rows + HALF_ROWS) * one.inner / (one.inner + rates.depth)

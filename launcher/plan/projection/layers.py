@@ -204,7 +204,9 @@ def layer(one: Job, kind: Layer) -> Passes:
     if kind.mtp:
         hidden = one.shape.model.hidden
         projection = Product(one.tokens, 2 * hidden, hidden // one.shape.parallel.tensor)
-        modules["mtp"] = _module(one, (projection,), 8 * one.own * hidden, 6, one.cpu(host.even(24)))
+        modules["mtp"] = _module(
+            one, (projection,), 8 * one.own * hidden, 6, one.cpu(host.even(24))
+        )
     whole = functools.reduce(Passes.__add__, modules.values(), NOTHING)
     training = one.shape.training
     if training.recompute == "full":
@@ -315,10 +317,12 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
         shaping = tokens * (turned if one.execution.fused_rope else (q_width + kv_width) * 8.0)
         found["mla_up_proj"] = _module(one, tuple(up), shaping, 14, cpu * 0.5)
         products = (*down, Product(tokens, out, hidden))
-        found["attention"] = _module(
-            one, products, 0.0, 8, cpu * 0.4, tensor=_tensor(one)
+        found["attention"] = _module(one, products, 0.0, 8, cpu * 0.4, tensor=_tensor(one))
+        heads, qk, v = (
+            attention.heads / split,
+            attention.qk_dim + attention.rope_dim,
+            attention.v_dim,
         )
-        heads, qk, v = attention.heads / split, attention.qk_dim + attention.rope_dim, attention.v_dim
         kv = kv_width
     else:
         queries = attention.heads * attention.head_dim // split
@@ -327,9 +331,7 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
         shaping = tokens * (queries + keys) * (4.0 + 4.0 * attention.qk_norm)
         shaping += tokens * queries * 6.0 * attention.output_gate
         products = (Product(tokens, hidden, qkv), Product(tokens, queries, hidden))
-        found["attention"] = _module(
-            one, products, shaping, 10, cpu * 0.8, tensor=_tensor(one)
-        )
+        found["attention"] = _module(one, products, shaping, 10, cpu * 0.8, tensor=_tensor(one))
         heads, qk, v = attention.heads / split, attention.head_dim, attention.head_dim
         kv = 2 * keys
     found["layernorm"] = _module(one, (), norms, 4, cpu * 0.05)
@@ -339,7 +341,10 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
     # A rank's keys and values pass through all others while it works on those it has.
     size = tokens * kv * 2.0 * parallel.context
     ring = network.collective(one.network, size, parallel.context) if parallel.context > 1 else 0.0
-    waits = [max(0.0, ring * share - hidden_) + 0.1 * ring for share, hidden_ in ((1, seconds), (2, back))]
+    waits = [
+        max(0.0, ring * share - hidden_) + 0.1 * ring
+        for share, hidden_ in ((1, seconds), (2, back))
+    ]
     small = 2 * constants.kernel
     share = 0.1 if attention.latent else 0.15
     found["core_attn"] = Passes(
@@ -422,9 +427,7 @@ def _moe(one: Job) -> dict[str, Passes]:
     carried = _module(one, (), moved, 10 * times, cpu)
     ranks = parallel.expert * parallel.expert_tensor
     limit = execution.groups_chosen or moe.top_k
-    each = network.exchange(
-        one.network, one.own * full, width, ranks, moe.top_k, dispatcher, limit
-    )
+    each = network.exchange(one.network, one.own * full, width, ranks, moe.top_k, dispatcher, limit)
     if parallel.expert == 1 and parallel.expert_tensor == 1:
         each = 0.0
     waiting = constants.sync if execution.graphs != "full" and not execution.padded else 0.0
@@ -433,9 +436,7 @@ def _moe(one: Job) -> dict[str, Passes]:
     )
 
     grouped = execution.grouped
-    calls = host.experts(
-        local, grouped, execution.fused_experts, one.fp8_ops, constants.expert_ops
-    )
+    calls = host.experts(local, grouped, execution.fused_experts, one.fp8_ops, constants.expert_ops)
     cpu = host.NOTHING if execution.graphs == "full" else calls * one.operation
     speed = constants.fused if execution.fused_experts else 1.0
     feed = _feed(one, arrived / local, ffn, local)

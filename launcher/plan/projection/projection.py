@@ -122,7 +122,10 @@ def _by(
     ]
     rank = max(range(len(busy)), key=busy.__getitem__)
     whole = sum((each.forward + each.backward for each in chunks[rank]), Parts())
-    by = {name: getattr(whole, name) for name in ("products", "attention", "memory", "quantize", "tensor")}
+    by = {
+        name: getattr(whole, name)
+        for name in ("products", "attention", "memory", "quantize", "tensor")
+    }
     if one.shape.training.overlap_experts:
         by["expert"] = whole.expert - layers.hidden(one, whole)
     else:
@@ -143,7 +146,9 @@ def _ends(
         carried = 1 if training.fp8_parameters else training.weight_bytes
         stride = parallel.expert * parallel.expert_tensor
 
-        def travel(each: float, dense: int = dense, routed: int = routed, stride: int = stride) -> float:
+        def travel(
+            each: float, dense: int = dense, routed: int = routed, stride: int = stride
+        ) -> float:
             return network.spread(
                 one.network, dense * each, parallel.dense_shards, parallel.tensor
             ) + network.spread(one.network, routed * each, parallel.expert_data, stride)

@@ -151,5 +151,3 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any] | None:
         if tokens
         else None,
     }
-
-

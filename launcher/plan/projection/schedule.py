@@ -88,9 +88,7 @@ def seconds(passes: Passes, micro_batches: int, group: int, overlap: bool = Fals
     return end + (whole - few) * period
 
 
-def _simulate(
-    passes: Passes, micro_batches: int, group: int, overlap: bool
-) -> tuple[float, float]:
+def _simulate(passes: Passes, micro_batches: int, group: int, overlap: bool) -> tuple[float, float]:
     """Return when the last pass ends, and the seconds that a group more would take."""
     stages, virtual = len(passes.forward), len(passes.forward[0])
     depth = stages * virtual
@@ -102,7 +100,9 @@ def _simulate(
     forward_done = [[-1.0] * micro_batches for _ in range(depth + 1)]
     backward_done = [[-1.0] * micro_batches for _ in range(depth + 1)]
     forward_done[0] = [0.0] * micro_batches  # the data
-    ahead = [warm_up(stages, rank, virtual, micro_batches, group, overlap) for rank in range(stages)]
+    ahead = [
+        warm_up(stages, rank, virtual, micro_batches, group, overlap) for rank in range(stages)
+    ]
     done_forward, done_backward = [0] * stages, [0] * stages
     free = [0.0] * stages
     steady_ends: list[float] = []  # of forward passes on the first rank

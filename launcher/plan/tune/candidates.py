@@ -88,9 +88,7 @@ class Candidate:
 
     def arguments(self, base: Arguments) -> Arguments:
         """Return a job's arguments with this choice."""
-        kept = {
-            flag: one for flag, one in base.items() if flag not in (*_DECIDED, *_RECOMPUTED)
-        }
+        kept = {flag: one for flag, one in base.items() if flag not in (*_DECIDED, *_RECOMPUTED)}
         return merge(kept, parse(self.words, "tune"))
 
 
@@ -143,7 +141,9 @@ def candidates(shape: Shape, fixed: Mapping[str, int]) -> Iterator[Candidate]:
                             )
 
 
-def _virtual(shape: Shape, pipeline: int, micro_batches: int, fixed: Mapping[str, int]) -> list[int]:
+def _virtual(
+    shape: Shape, pipeline: int, micro_batches: int, fixed: Mapping[str, int]
+) -> list[int]:
     """Return the virtual stages worth trying: at least a layer each, a whole group in flight."""
     if pipeline == 1 or micro_batches < pipeline:
         return [1] if fixed.get("VPP", 1) == 1 or pipeline == 1 else []

@@ -141,7 +141,9 @@ def estimates(
     scale = math.exp(task.constants.age * (NOW - task.execution.released))
     counted = start.model.layers + start.split.account_embedding + start.split.account_loss
     for one in candidates.candidates(start, task.fixed):
-        if training.overlap_experts and (one.expert == 1 or (one.pipeline > 1) != (one.virtual > 1)):
+        if training.overlap_experts and (
+            one.expert == 1 or (one.pipeline > 1) != (one.virtual > 1)
+        ):
             continue
         data = parallel.world // (one.tensor * one.pipeline * one.context)
         micro_batches = training.global_batch // (data * one.micro_batch)
