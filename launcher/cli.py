@@ -146,6 +146,18 @@ def _tune(words: Sequence[str]) -> int:
     return tune.tune(_request("tune", words, wanted.rest), wanted)
 
 
+def _calibrate(words: Sequence[str]) -> int:
+    """Measure this node's GPU, or take over what runs reached, for later projections.
+
+    Without a run it takes half a minute, or what --seconds says: start it on a node like those the
+    jobs run on. Folders of runs add their step times. Both are kept in OUTPUT_PATH.
+    """
+    from launcher import calibrate  # other commands do without
+
+    read = _request("calibrate", words, ()).settings
+    return calibrate.calibrate(read, tuple(words))
+
+
 def _settings(_words: Sequence[str]) -> int:
     """Print the table of all variables, in Markdown."""
     print(settings.table())
@@ -196,6 +208,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command(_report, "RUN [RUN …] | diff RUN RUN [--option …]"),
     "plan": Command(_plan, f"[--all] {_FLAGS}"),
     "tune": Command(_tune, f"[--free SIZES] [--keep-recompute] [--sweep-file FILE] {_FLAGS}"),
+    "calibrate": Command(_calibrate, "[RUN …] [--seconds SECONDS]"),
     "arguments": Command(_arguments, _FLAGS),
     "argv": Command(_argv, _FLAGS),
     "settings": Command(_settings, ""),

@@ -22,19 +22,11 @@ from launcher.plan.projection import anchor, calibration, report
 from launcher.plan.tune import search
 from launcher.plan.tune.candidates import SIZES
 from launcher.plan.tune.search import Found, Result, Task
+from launcher.sweep.grid import NOT_HERE
 
 MEASURED = 5  # worth measuring: what is closer together than the projection can tell apart
 FILE = "tune.yaml"
-# What a job has on its own, beside the sizes, and what a sweep's file may not hold.
-_LEFT_OUT = {
-    *SIZES,
-    "DRY_RUN",
-    "WAIT",
-    "TIMESTAMP",
-    "TRAINING_PARAMS",
-    "WANDB_API_KEY",
-    "PLAN_FORMAT",
-}
+_LEFT_OUT = {*SIZES, *NOT_HERE, "TRAINING_PARAMS", "PLAN_FORMAT"}  # of a sweep's variables
 
 
 @dataclass(frozen=True)
@@ -86,9 +78,9 @@ def tune(request: Request, wanted: Wish) -> int:
     factor = _factor(job, shaped, task)
     print("\n".join(_table(job, shaped, task, found, factor)))
     print(
-        f"{found.considered:,} candidates in {time.monotonic() - started:.0f} s; of those looked "
-        f"at in full, {found.too_full} do not fit with {search.HEADROOM:.0%} to spare, and the rules "
-        f"refuse {found.refused}"
+        f"{found.considered:,} candidates in {time.monotonic() - started:.0f} s; of those looked"
+        f" at in full, {found.too_full} do not fit with {search.HEADROOM:.0%} to spare, and the "
+        f"rules refuse {found.refused}"
     )
     if not found.results:
         raise UsageError("nothing fits: more nodes, or OPTIMIZER_OFFLOAD=1, leave more room")

@@ -135,6 +135,29 @@ def describe(shape: Shape, execution: Execution) -> dict[str, str]:
     }
 
 
+def row(model: str, gpu: str, shape: Shape, execution: Execution) -> dict[str, str]:
+    """Return a job as a row of the table, but for what was measured of it and where."""
+    also = [
+        word
+        for word, holds in (
+            ("bound", execution.bound),
+            ("no-router-fusion", not execution.fused_router),
+            ("no-permute-fusion", not execution.fused_permute),
+        )
+        if holds
+    ]
+    return {
+        "model": model,
+        "gpu": gpu,
+        **describe(shape, execution),
+        "layout": shape.split.layout or "",
+        "fp8_attention": str(int(execution.fp8_attention)),
+        "also": "+".join(also),
+        "known": "1",
+        "released": f"{execution.released:.2f}",
+    }
+
+
 def distance(row: Mapping[str, str], job: Mapping[str, str]) -> float:
     """Return how unlike a row and a job are: 0 for the same settings."""
     total = 0.0

@@ -70,7 +70,8 @@ def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     told = [
         f"projected  {there.tflops:,.0f} TFLOPS/GPU ({operations / found.high:,.0f} to "
         f"{operations / found.low:,.0f}), {duration(seconds)} a step, {there.tokens:,.0f} "
-        f"tokens/s/GPU; {', '.join(spent) or 'no time lost'}; {_anchored(found)}",
+        "tokens/s/GPU",
+        f"           {', '.join(spent) or 'no time lost'}; {_anchored(found)}",
     ]
     if everything:
         told += [
@@ -143,6 +144,8 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any] | None:
         if found.anchor
         else None,
         "warnings": list(found.warnings),
+        # With its step time, this is a measurement for others: `calibrate`.
+        "settings": published.row(site.model, site.gpu or "", made.shape, how(made, site)),
         "training": {
             "tokens": tokens,
             "hours": tokens / there.tokens / 3600 / made.shape.parallel.world,

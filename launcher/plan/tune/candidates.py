@@ -150,7 +150,15 @@ def _virtual(
     if "VPP" in fixed:
         return [fixed["VPP"]]
     most = shape.model.layers // pipeline
-    return [size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24) if size <= most]
+    even = counted(shape)
+    sizes = {1, 2, 3, 4, 6, 8, 12, 16, 24}
+    sizes |= set(divisors(even // pipeline)) if even % pipeline == 0 else set()
+    return sorted(size for size in sizes if size <= most)
+
+
+def counted(shape: Shape) -> int:
+    """Return the layers that an even split counts: embedding and loss too, where asked."""
+    return shape.model.layers + shape.split.account_embedding + shape.split.account_loss
 
 
 def recomputations(model: Model, present: tuple[str, ...], graphed: bool) -> list[tuple[str, ...]]:

@@ -139,7 +139,7 @@ def estimates(
     known: dict[tuple, tuple[list[float], float]] = {}
     found: list[tuple[float, Candidate]] = []
     scale = math.exp(task.constants.age * (NOW - task.execution.released))
-    counted = start.model.layers + start.split.account_embedding + start.split.account_loss
+    counted = candidates.counted(start)
     for one in candidates.candidates(start, task.fixed):
         if training.overlap_experts and (
             one.expert == 1 or (one.pipeline > 1) != (one.virtual > 1)
