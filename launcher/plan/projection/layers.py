@@ -155,7 +155,7 @@ def job(shape: Shape, execution: Execution, gpu: Gpu, constants: Constants) -> J
         gpu=gpu,
         rates=kernels.kernels(gpu, constants, shape.training.fp8, execution.fp8_attention),
         network=network.network(gpu, constants, shape.training.dispatcher),
-        operation=operation * (1.0 if execution.bound else constants.unbound),
+        operation=operation * (constants.unbound if gpu.grace and not execution.bound else 1.0),
     )
 
 

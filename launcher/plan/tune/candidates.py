@@ -68,7 +68,7 @@ class Candidate:
     @property
     def words(self) -> list[str]:
         """The Megatron arguments of this choice, beside those of a job."""
-        numbers = dict(zip(SIZES, self.sizes))
+        numbers: dict[str, int] = dict(zip(SIZES, self.sizes))
         words = [word for name, flag in _FLAGS.items() for word in (flag, str(numbers[name]))]
         if self.layout:
             words += [_LAYOUT, self.layout]
