@@ -21,6 +21,7 @@ from launcher.job.request import Request
 from launcher.job.script import check_secrets, render
 from launcher.job.summary import explain, report, tell
 from launcher.plan import flags
+from launcher.plan.plan import too_full
 
 HELP = ("-h", "--help")
 
@@ -105,9 +106,15 @@ def _plan(words: Sequence[str]) -> int:
     PLAN_FORMAT=json prints it for tools, VERIFY=1 asks Megatron itself too.
     """
     given = [word for word in words if word != "--all"]
-    job = build(_request("plan", words, given))
+    read = _request("plan", words, given)
+    job = build(read)
     opinion = verification.wanted(job)
     print(report(job, opinion, everything=len(given) < len(words)))
+    shaped = job.plan.shaped
+    if job.settings.PLAN_FORMAT != "json" and shaped and too_full(shaped, job.site):
+        from launcher import tune  # a job that fits does without
+
+        print(f"  fits: {tune.nearby(read, job) or 'nothing on as many nodes'}")
     refused = opinion is not None and opinion.refuses
     return 1 if job.objections or refused else 0
 

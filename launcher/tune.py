@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,32 @@ def tune(request: Request, wanted: Wish) -> int:
     return 0
 
 
+# What may change to make a job fit, the least first.
+_CLOSER: tuple[tuple[str, ...], ...] = ((), ("PP", "VPP"), ("TP", "PP", "VPP"), SIZES)
+
+
+def nearby(request: Request, job: Job) -> str | None:
+    """Return the fastest choice that fits and is like the job; None where there is none.
+
+    First what is recomputed changes, then the pipeline, then all sizes.
+    """
+    try:
+        task = _task(request, Wish(frozenset(), True, None, ()), job)
+    except UsageError:
+        return None
+    sizes = _sizes(task.case.arguments)
+    for free in _CLOSER:
+        fixed = {name: size for name, size in sizes.items() if name not in free}
+        found = search.search(dataclasses.replace(task, fixed=fixed), wanted=1)
+        if found.results:
+            one = found.results[0]
+            return (
+                f"{_changed(one)}: {one.memory.total / memory.GIB:.0f} GiB, "
+                f"{report.duration(one.projection.seconds)} a step (projected)"
+            )
+    return None
+
+
 def _task(request: Request, wanted: Wish, job: Job) -> Task:
     shaped, site = job.plan.shaped, job.site
     if shaped is None or shaped.case is None:
@@ -146,7 +173,7 @@ def _table(job: Job, shaped: Shaped, task: Task, found: Found, factor: float) ->
         lines.append(
             f"{number:>3} {report.duration(seconds):>8} {low + ' to ' + high:>17} "
             f"{one.projection.tflops / factor:>7,.0f} {one.projection.tokens / factor:>9,.0f} "
-            f"{one.memory.total / memory.GIB:>5.0f}  {_changed(one, task.case.arguments)}"
+            f"{one.memory.total / memory.GIB:>5.0f}  {_changed(one)}"
         )
     lines.append("")
     lines += _nearby(job, task, found)
@@ -182,7 +209,7 @@ def _words(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def _changed(one: Result, before: Arguments) -> str:
+def _changed(one: Result) -> str:
     """Return a result's sizes, its layout and what it recomputes."""
     words = [_words(dict(zip(SIZES, one.candidate.sizes)))]
     if one.candidate.layout:

@@ -109,7 +109,7 @@ def model_arguments(names: Iterable[str]) -> dict[str, Arguments]:
     for name in names:
         zoo, changes = OTHERS.get(name, (name, ""))
         environ = {
-            "PATH": "/usr/bin:/bin", "MODEL": zoo, "DRY_RUN": "1", "TIMESTAMP": "0",
+            "PATH": "/usr/bin:/bin", "MODEL": zoo, "DRY_RUN": "1", "TIMESTAMP": "260101_120000",
             "CLUSTER": "template",
         }  # fmt: skip
         layered = bash_layers.source(bash_layers.ENTRY, [], environ)[0]
