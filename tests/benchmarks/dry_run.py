@@ -28,6 +28,18 @@ from launcher.plan.plan import Plan
 build.plan = lambda *_: Plan(None, ())
 sys.exit(cli.main(["submit"]))
 """
+# The projection's modules are imported as they would be, were there none of it: not at all.
+UNPROJECTED = """
+import sys, types
+lines = types.ModuleType("launcher.plan.projection.report")
+lines.lines = lambda *_: []
+lines.as_data = lines.nearest = lambda *_: None
+sys.modules["launcher.plan.projection.report"] = lines
+import launcher.plan.projection
+launcher.plan.projection.report = lines
+from launcher import cli
+sys.exit(cli.main(["submit"]))
+"""
 PLANNED = """
 import sys
 from launcher import cli
@@ -69,14 +81,18 @@ def main() -> None:
     pairs = [(seconds(imports), seconds(dry_run)) for _ in range(rounds)]
     base, dry = (statistics.median(column) for column in zip(*pairs))
     ENVIRONMENT.update(layered(), PYTHONPATH=str(ROOT))
-    unplanned, planned = (["python3", "-c", code] for code in (UNPLANNED, PLANNED))
-    pairs = [(seconds(unplanned), seconds(planned)) for _ in range(rounds)]
-    without, plan = (statistics.median(column) for column in zip(*pairs))
+    codes = [["python3", "-c", code] for code in (UNPLANNED, UNPROJECTED, PLANNED)]
+    turns = [[seconds(code) for code in codes] for _ in range(rounds)]
+    without, unprojected, plan = (statistics.median(column) for column in zip(*turns))
     print(f"import yaml, jinja2   {base * 1000:6.0f} ms")
     print(f"dry run               {dry * 1000:6.0f} ms   {dry / base:.2f} times the import")
     print(f"its Python, no plan   {without * 1000:6.0f} ms")
     print(
         f"its Python            {plan * 1000:6.0f} ms   {plan / without:.2f} times without a plan"
+    )
+    print(
+        f"without a projection  {unprojected * 1000:6.0f} ms   with one "
+        f"{plan / unprojected:.2f} times that"
     )
     print(f"1,000 renders in one process   {in_process(1000):.2f} s")
 
