@@ -18,9 +18,9 @@ def even(stages: int, virtual: int, forward: float = 1.0, backward: float = 2.0)
     return Passes(there, back, there, back, transfer=0.0, blocking=False)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("virtual", [1, 2, 3, 8])
-@pytest.mark.parametrize("groups", [1, 2, 7, 64])
+@pytest.mark.parametrize("stages", [1, 2, 4, 8])
+@pytest.mark.parametrize("virtual", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2, 64])
 def test_even_stages_have_the_bubble_of_the_formula(stages, virtual, groups):
     """Narayanan et al., arXiv:2104.04473: (p - 1) / v passes of a stage on top of m."""
     if stages == 1 and virtual > 1:

@@ -39,8 +39,10 @@ RECIPES = {
 
 def main() -> None:
     names = sys.argv[1:] or list(RECIPES)
-    print(f"{'recipe':26} {'published':>9} {'own':>6} {'best':>6} {'own/best':>8} {'rank':>5}  "
-          "candidates, seconds of CPU, MiB; the best's sizes")
+    print(
+        f"{'recipe':26} {'published':>9} {'own':>6} {'best':>6} {'own/best':>8} {'rank':>5}  "
+        "candidates, seconds of CPU, MiB; the best's sizes"
+    )
     for name in names:
         script, variables, figure = RECIPES[name]
         environ = {

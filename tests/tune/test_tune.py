@@ -14,7 +14,6 @@ import yaml
 from launcher import tune
 from launcher.config.layout import expand
 from launcher.errors import UsageError
-from launcher.plan import shape
 from launcher.plan.tune import candidates
 from launcher.sweep import grid
 from tests.plan.test_parameters import shape_of
@@ -41,6 +40,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tune")
 
 
+@pytest.mark.slow
 def test_ten_distinct_results_that_keep_what_is_fixed(folder):
     done = tuned(str(folder))
     assert done.returncode == 0, done.stderr
@@ -51,6 +51,7 @@ def test_ten_distinct_results_that_keep_what_is_fixed(folder):
     assert re.search(r"^measured   \d", done.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_results_are_ordered_and_fit(folder):
     rows = re.findall(r"^ +\d+ +([\d.]+) (m?s) .* +(\d+)  TP=", tuned(str(folder)).stdout, re.M)
     seconds = [float(number) / (1000 if unit == "ms" else 1) for number, unit, _ in rows]
@@ -58,6 +59,7 @@ def test_results_are_ordered_and_fit(folder):
     assert all(int(memory) < 79 for _, _, memory in rows)
 
 
+@pytest.mark.slow
 def test_the_sweep_has_the_best_as_points(folder):
     tuned(str(folder))
     path = folder / "tune.yaml"
@@ -68,6 +70,7 @@ def test_the_sweep_has_the_best_as_points(folder):
     assert len(grid.read(path).points()) == 5
 
 
+@pytest.mark.slow
 def test_two_searches_find_the_same(folder, tmp_path):
     first = tuned(str(folder)).stdout.split("\n\n")[1]
     assert tuned(str(tmp_path)).stdout.split("\n\n")[1] == first
@@ -138,11 +141,3 @@ def test_deepseeks_published_layout_is_found():
     """Et*4|(tttt|)*14tmL: loss and MTP weigh about as much as two and a half layers."""
     sizes = candidates.pack([0.7] * 3 + [1.0] * 58, 2.3, 16)
     assert sizes == [4] * 15 + [1]
-
-
-def test_a_candidates_words_change_the_shape():
-    base = shape_of("mixtral-8x22b-h100")
-    one = candidates.Candidate(4, 4, 2, 8, 1, 2, ("layernorm",))
-    assert one.words[:2] == ["--tensor-model-parallel-size", "4"]
-    assert shape.Shape is type(base)
-    assert "--recompute-modules" in one.words
