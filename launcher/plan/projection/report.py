@@ -56,7 +56,7 @@ def nearest(made: Shaped, site: Site) -> Result | None:
 def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     """Return the sheet's lines: what a step takes, how sure that is, and what it is spent on."""
     if made.unknown and site.gpu:
-        return [f"projected  nothing: {', '.join(sorted(made.unknown))} are unknown"]
+        return ["projected  nothing: a flag of the job is not modelled"]
     found = expectation(made, site)
     if found is None:
         return []
