@@ -17,7 +17,7 @@ from launcher.errors import UsageError
 from launcher.job.build import FLAG_OF, build
 from launcher.job.draft import Job
 from launcher.job.request import Request
-from launcher.plan import memory, published
+from launcher.plan import architectures, memory, published
 from launcher.plan.plan import Shaped
 from launcher.plan.projection import anchor, calibration, report
 from launcher.plan.tune import search
@@ -119,7 +119,7 @@ def nearby(request: Request, job: Job) -> str | None:
 
 def _task(request: Request, wanted: Wish, job: Job) -> Task:
     shaped, site = job.plan.shaped, job.site
-    if shaped is None or shaped.case is None:
+    if shaped is None:
         raise UsageError("the job's arguments leave its shape open: python3 -m launcher plan")
     if shaped.unknown:
         raise UsageError(
@@ -188,7 +188,9 @@ def _nearby(job: Job, task: Task, found: Found) -> list[str]:
     seen: dict[str, str] = {}
     for one in found.results[:MEASURED]:
         read = search.shape.read(one.arguments, task.case.world_size, task.case.release)
-        near = published.nearest(job.site.model, task.gpu, read, task.execution, known.runs)
+        near = published.nearest(
+            architectures.name(read.model), task.gpu, read, task.execution, known.runs
+        )
         if near is not None:
             source = near.settings["source"]
             seen.setdefault(

@@ -71,7 +71,7 @@ class Result:
 
 
 def nearest(
-    model: str,
+    model: str | None,
     gpu: str | None,
     shape: Shape,
     execution: Execution,

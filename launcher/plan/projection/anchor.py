@@ -49,7 +49,7 @@ def expect(
     split: Sequence[Stage],
     how: Execution,
     gpu: str,
-    model: str,
+    model: str | None,
     arguments: Arguments,
     known: Calibration,
 ) -> Expectation:

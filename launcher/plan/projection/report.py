@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.arguments import value
-from launcher.plan import published
+from launcher.plan import architectures, published
 from launcher.plan.plan import Shaped, Site
 from launcher.plan.projection import anchor, calibration, execution
 from launcher.plan.projection.anchor import Expectation
@@ -30,9 +30,7 @@ LEAST = 0.01  # of a step: what is less is not shown
 
 
 def how(made: Shaped, site: Site) -> execution.Execution:
-    """Return how a planned job runs. Raises ValueError where that is not known."""
-    if made.case is None:
-        raise ValueError("the plan holds no arguments")
+    """Return how a planned job runs."""
     variables = {name: text for name, (text, _) in made.case.environment.items()}
     released = execution.RELEASED[made.case.release]
     return execution.read(made.case.arguments, variables, released, site.bound)
@@ -40,17 +38,24 @@ def how(made: Shaped, site: Site) -> execution.Execution:
 
 def expectation(made: Shaped, site: Site) -> Expectation | None:
     """Return what a planned job is expected to reach; None where nobody can tell."""
-    if site.gpu is None or made.case is None or made.unknown:
+    if site.gpu is None or made.unknown:
         return None
     known = calibration.read(site.calibration)
     return anchor.expect(
-        made.shape, made.stages, how(made, site), site.gpu, site.model, made.case.arguments, known
+        made.shape,
+        made.stages,
+        how(made, site),
+        site.gpu,
+        architectures.name(made.shape.model),
+        made.case.arguments,
+        known,
     )
 
 
 def nearest(made: Shaped, site: Site) -> Result | None:
     """Return the published measurement most like a planned job."""
-    return published.nearest(site.model, site.gpu, made.shape, how(made, site))
+    model = architectures.name(made.shape.model)
+    return published.nearest(model, site.gpu, made.shape, how(made, site))
 
 
 def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
@@ -100,7 +105,7 @@ def _anchored(found: Expectation) -> str:
 def training_tokens(made: Shaped) -> int | None:
     """Return the tokens that a job's arguments train for."""
     shape = made.shape
-    arguments = made.case.arguments if made.case else {}
+    arguments = made.case.arguments
     samples = value(arguments, "--train-samples")
     steps = value(arguments, "--train-iters")
     if samples is not None and samples.isdigit():
@@ -145,7 +150,12 @@ def as_data(made: Shaped, site: Site) -> dict[str, Any] | None:
         else None,
         "warnings": list(found.warnings),
         # With its step time, this is a measurement for others: `calibrate`.
-        "settings": published.row(site.model, site.gpu or "", made.shape, how(made, site)),
+        "settings": published.row(
+            architectures.name(made.shape.model) or site.model,
+            site.gpu or "",
+            made.shape,
+            how(made, site),
+        ),
         "training": {
             "tokens": tokens,
             "hours": tokens / there.tokens / 3600 / made.shape.parallel.world,
