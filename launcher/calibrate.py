@@ -19,14 +19,12 @@ from launcher.job import training
 from launcher.plan.projection import calibration
 from launcher.plan.projection.constants import fitted
 from launcher.plan.projection.hardware import GPUS, Gpu
-from launcher.report import training_log
+from launcher.report import steady, training_log
 
 PROGRAM = ROOT / "launcher" / "megatron" / "measure.py"
 # A measured rate far from its fitted share is a fault of the measurement, a shared GPU, say.
 PLAUSIBLE = (0.4, 1.6)
-WARM_UP = 5  # steps that do not count
-FEWEST = 5  # that do
-TAIL = 1 << 22  # bytes of a log
+FEWEST = 5  # steady steps
 
 
 def calibrate(settings: Settings, words: tuple[str, ...]) -> int:
@@ -63,17 +61,15 @@ def reached(run: Path) -> dict[str, str]:
     projected = plan.get("projection")
     if not projected:
         raise UsageError(f"{run}: its plan has no projection, so its figures say nothing of others")
-    steps = [one.seconds for one in training_log.tail(run / "log", TAIL) if one.seconds]
-    steady = steps[WARM_UP:]
-    if len(steady) < FEWEST:
-        raise UsageError(
-            f"{run / 'log'} has {len(steps)} steps; {WARM_UP + FEWEST} are needed, of which the "
-            f"first {WARM_UP} do not count"
-        )
-    tflops = projected["tflops_per_gpu"] * projected["seconds"] / statistics.median(steady)
+    counted = steady.window(training_log.read(run / "log").iterations).counted
+    steps = [one.seconds for one in counted if one.seconds]
+    if len(steps) < FEWEST:
+        raise UsageError(f"{run / 'log'} has {len(steps)} steady steps; {FEWEST} are needed")
+    seconds = statistics.median(steps)
+    tflops = projected["tflops_per_gpu"] * projected["seconds"] / seconds
     return {
         **projected["settings"],
-        "seconds": f"{statistics.median(steady):.5g}",
+        "seconds": f"{seconds:.5g}",
         "tflops": f"{tflops:.5g}",
         "software": f"Megatron-Core {plan['megatron_core']}",
         "source": str(run),

@@ -16,6 +16,7 @@ LAUNCHER = ROOT / "launcher"
 # A floor a line. A package may import those on the floors below, never one above it or beside it.
 ORDER = (
     ("cli",),
+    ("tune", "calibrate"),
     ("sweep",),
     ("run",),
     ("report", "job", "convert"),

@@ -80,7 +80,7 @@ def test_a_run_becomes_the_anchor_of_the_same_job(tmp_path):
 
 def test_a_run_without_steady_steps_is_refused(tmp_path):
     with pytest.raises(UsageError, match="are needed"):
-        calibrate.reached(run(tmp_path / "run", 1.0, steps=7))
+        calibrate.reached(run(tmp_path / "run", 1.0, steps=3))
 
 
 def test_what_is_no_run_is_refused(tmp_path):
