@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher import ROOT
+from launcher.config.gpus import Known
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
 from launcher.job import training
 from launcher.plan.projection import calibration
-from launcher.plan.projection.constants import fitted
-from launcher.plan.projection.hardware import GPUS, Gpu
+from launcher.plan.projection.constants import GPUS, fitted
 from launcher.report import steady, training_log
 
 PROGRAM = ROOT / "launcher" / "megatron" / "measure.py"
@@ -103,11 +103,11 @@ def measure(settings: Settings, words: Sequence[str]) -> int:
 
 
 def named(device: str) -> str | None:
-    """Return the GPU of hardware.GPUS that a device's name speaks of, the longest match."""
+    """Return the GPU of constants.GPUS that a device's name speaks of, the longest match."""
     return max((name for name in GPUS if name in device), key=len, default=None)
 
 
-def constants(measured: Mapping[str, Any], gpu: Gpu) -> dict[str, float]:
+def constants(measured: Mapping[str, Any], gpu: Known) -> dict[str, float]:
     """Return the constants that measurements replace, by name; implausible ones stay as fitted.
 
     Products and attention share the clock that the power limit leaves: on Blackwell the share is

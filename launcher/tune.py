@@ -20,6 +20,7 @@ from launcher.job.request import Request
 from launcher.plan import architectures, memory, published
 from launcher.plan.plan import Shaped
 from launcher.plan.projection import anchor, calibration, report
+from launcher.plan.projection.constants import GPUS
 from launcher.plan.tune import search
 from launcher.plan.tune.candidates import SIZES
 from launcher.plan.tune.search import Found, Result, Task
@@ -127,6 +128,8 @@ def _task(request: Request, wanted: Wish, job: Job) -> Task:
         )
     if site.gpu is None:
         raise UsageError("GPU is not set: the kind of GPU that the job is to run on")
+    if site.gpu not in GPUS:
+        raise UsageError(f"GPU={site.gpu} cannot be projected; allowed: {', '.join(GPUS)}")
     fixed = {}
     for name in SIZES:
         if name in wanted.free:

@@ -191,7 +191,9 @@ def test_nvfp4_and_what_the_header_says():
 
 @pytest.mark.parametrize("gpu", ["B300", "VR200"])
 def test_newer_gpus(gpu):
-    assert f"{gpu} = " in preview(GPU=gpu).stderr
+    seen = preview(GPU=gpu).stderr
+    assert f"{gpu} = " in seen
+    assert f"of 268 ({gpu})" in seen
 
 
 def test_dispatchers_of_newer_releases():

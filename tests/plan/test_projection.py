@@ -15,7 +15,6 @@ from launcher.config.arguments import Arguments, parse
 from launcher.errors import UsageError
 from launcher.plan import published, shape, stages
 from launcher.plan.projection import anchor, calibration, constants, execution, layers
-from launcher.plan.projection.hardware import GPUS
 from launcher.plan.projection.projection import Projection, project
 from tests.plan.test_parameters import words
 from tests.support.launching import preview
@@ -100,7 +99,9 @@ def test_natural_routing_is_slower_than_forced_balance():
 
 def test_layers_of_a_kind_take_the_same():
     read = shape.read(base(), 256)
-    job = layers.job(read, execution.read(base(), {}, 2026.5), GPUS["H100"], constants.fitted())
+    job = layers.job(
+        read, execution.read(base(), {}, 2026.5), constants.GPUS["H100"], constants.fitted()
+    )
     one = stages.Layer(3, True, False, False)
     there = layers.layer(job, one)
     assert there == layers.layer(job, dataclasses.replace(one, number=7))

@@ -17,7 +17,7 @@ from launcher.errors import UsageError
 from launcher.plan.tune import candidates
 from launcher.sweep import grid
 from tests.plan.test_parameters import shape_of
-from tests.support.launching import ROOT, STAMP
+from tests.support.launching import ROOT, STAMP, launch
 
 
 @functools.cache
@@ -33,6 +33,14 @@ def tuned(folder: str) -> subprocess.CompletedProcess[str]:
         },
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_gpu_that_is_not_projected(tmp_path):
+    seen = launch(
+        LAUNCHER_COMMAND="tune", MODEL="Qwen3-30B-A3B", GPU="VR200", OUTPUT_PATH=str(tmp_path)
+    )
+    assert seen.status == 1
+    assert "GPU=VR200 cannot be projected; allowed: H100" in seen.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from launcher.config.arguments import Arguments
 from launcher.plan import flops, published, shape, stages
 from launcher.plan.projection import execution
 from launcher.plan.projection.calibration import Calibration
-from launcher.plan.projection.constants import Constants
+from launcher.plan.projection.constants import GPUS, Constants
 from launcher.plan.projection.execution import Execution
-from launcher.plan.projection.hardware import GPUS
 from launcher.plan.projection.projection import Projection, project, replaced
 from launcher.plan.published import Result
 from launcher.plan.shape import Shape
@@ -42,6 +41,12 @@ class Expectation:
     factor: float  # by which the anchor changed the seconds
     anchor: Result | None
     warnings: tuple[str, ...]
+
+    @property
+    def tflops(self) -> tuple[float, float]:
+        """Model TFLOPS of a GPU at the ends of the band, the lower first."""
+        operations = self.projection.tflops * self.projection.seconds
+        return operations / self.high, operations / self.low
 
 
 def expect(
@@ -112,7 +117,7 @@ def warnings(one: Shape, how: Execution, gpu: str) -> list[str]:
     parallel, training, experts = one.parallel, one.training, one.model.experts
     found = []
     ranks = parallel.expert * parallel.expert_tensor
-    if experts and ranks > GPUS[gpu].domain:
+    if experts and ranks > GPUS[gpu].nvlink_domain:
         if training.dispatcher == "alltoall" and experts.top_k > 8:
             found.append(
                 f"all-to-all with top-{experts.top_k} over the network: no measurement is like it"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from launcher.config.gpus import Known
 from launcher.plan.projection.constants import Constants
-from launcher.plan.projection.hardware import Gpu
 
 HALF_ROWS = 48  # rows with which a product reaches half of its rate: a tile is 128 rows
 
@@ -29,7 +29,7 @@ class Kernels:
     depth: float  # inner dimension with which a product reaches half of its rate
 
 
-def kernels(gpu: Gpu, constants: Constants, fp8: str | None, fp8_attention: bool) -> Kernels:
+def kernels(gpu: Known, constants: Constants, fp8: str | None, fp8_attention: bool) -> Kernels:
     """Return a GPU's rates."""
     clock = (gpu.watts / 1200) ** constants.power if gpu.blackwell else 1.0
     if gpu.blackwell:
@@ -39,14 +39,14 @@ def kernels(gpu: Gpu, constants: Constants, fp8: str | None, fp8_attention: bool
         bf16, eight = constants.e_bf16_hopper, constants.e_fp8_hopper
         core = constants.e_attention_hopper
     half = gpu.bf16 * bf16 * clock
-    memory = gpu.memory * constants.b_memory
+    memory = gpu.hbm * constants.b_memory
     return Kernels(
         product=gpu.fp8 * eight * clock if fp8 else half,
         bf16=half,
         # FP8 attention has more of its time in its softmax, which stays as it is.
         attention=gpu.bf16 * core * clock * (1.5 if fp8_attention and fp8 else 1.0),
         memory=memory,
-        weights=gpu.memory * constants.b_weights,
+        weights=gpu.hbm * constants.b_weights,
         quantize=constants.quantize / memory if fp8 else 0.0,
         operand=1 if fp8 else 2,
         depth=constants.depth,

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from launcher.config.gpus import Known
 from launcher.plan.projection import host, kernels, network
 from launcher.plan.projection.constants import Constants
 from launcher.plan.projection.execution import Execution
-from launcher.plan.projection.hardware import Gpu
 from launcher.plan.projection.host import Count
 from launcher.plan.projection.kernels import Kernels, Product
 from launcher.plan.projection.network import Network
@@ -108,7 +108,7 @@ class Job:
     shape: Shape
     execution: Execution
     constants: Constants
-    gpu: Gpu
+    gpu: Known
     rates: Kernels
     network: Network
     operation: float  # seconds of the CPU
@@ -145,7 +145,7 @@ class Job:
         return (host.even(host.REPLAY) if self.graphed(*names) else count) * self.operation
 
 
-def job(shape: Shape, execution: Execution, gpu: Gpu, constants: Constants) -> Job:
+def job(shape: Shape, execution: Execution, gpu: Known, constants: Constants) -> Job:
     """Return what the layers of a job share."""
     operation = constants.op_grace if gpu.grace else constants.op_x86
     return Job(

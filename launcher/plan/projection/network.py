@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.config.gpus import Known
 from launcher.plan.projection.constants import Constants
-from launcher.plan.projection.hardware import Gpu
 
 LATENCY = 30e-6  # of an exchange between experts
 COLLECTIVE = 20e-6  # of a collective in NVLink; SimuMax measures 22 to 25 µs
@@ -24,11 +24,11 @@ class Network:
     e_tensor: float
 
 
-def network(gpu: Gpu, constants: Constants, dispatcher: str) -> Network:
+def network(gpu: Known, constants: Constants, dispatcher: str) -> Network:
     """Return the rates that a job's dispatcher and collectives reach."""
     fraction = {"hybridep": 1.0, "deepep": constants.e_deepep}.get(dispatcher, constants.e_alltoall)
     return Network(
-        domain=gpu.domain,
+        domain=gpu.nvlink_domain,
         nvlink=gpu.nvlink,
         network=gpu.network,
         e_nvlink=constants.e_nvlink * fraction,

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from launcher.plan import flops, parameters
 from launcher.plan.parameters import Count
 from launcher.plan.projection import layers, network, schedule
-from launcher.plan.projection.constants import Constants, fitted
+from launcher.plan.projection.constants import GPUS, Constants, fitted
 from launcher.plan.projection.execution import Execution
-from launcher.plan.projection.hardware import GPUS
 from launcher.plan.projection.layers import Job, Parts
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
@@ -38,7 +37,7 @@ def project(
     gpu: str,
     constants: Constants | None = None,
 ) -> Projection:
-    """Project a step of a job on a GPU of hardware.GPUS. Raises ValueError for a broken shape."""
+    """Project a step of a job on a GPU of constants.GPUS. Raises ValueError for a broken shape."""
     one = layers.job(shape, execution, GPUS[gpu], constants or fitted())
     chunks = _chunks(one, split)
     micro_batches = max(

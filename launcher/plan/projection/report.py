@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 from launcher.config.arguments import value
@@ -9,6 +11,7 @@ from launcher.plan import architectures, published
 from launcher.plan.plan import Shaped, Site
 from launcher.plan.projection import anchor, calibration, execution
 from launcher.plan.projection.anchor import Expectation
+from launcher.plan.projection.constants import GPUS
 from launcher.plan.published import Result
 
 # Parts in the words of the sheet; what a job spends nothing on is left out.
@@ -36,11 +39,17 @@ def how(made: Shaped, site: Site) -> execution.Execution:
     return execution.read(made.case.arguments, variables, released, site.bound)
 
 
-def expectation(made: Shaped, site: Site) -> Expectation | None:
-    """Return what a planned job is expected to reach; None where nobody can tell."""
-    if site.gpu is None or made.unknown:
+def expectation(made: Shaped, site: Site, apart_from: Path | None = None) -> Expectation | None:
+    """Return what a planned job is expected to reach; None where nobody can tell.
+
+    Of the cluster's own runs the one in the folder `apart_from` does not count.
+    """
+    if site.gpu is None or site.gpu not in GPUS or made.unknown:
         return None
     known = calibration.read(site.calibration)
+    if apart_from is not None:
+        runs = (row for row in known.runs if Path(row["source"]).resolve() != apart_from.resolve())
+        known = dataclasses.replace(known, runs=tuple(runs))
     return anchor.expect(
         made.shape,
         made.stages,
@@ -66,15 +75,15 @@ def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     if found is None:
         return []
     there, seconds = found.projection, found.projection.seconds
-    operations = there.tflops * seconds
+    low, high = found.tflops
     spent = [
         f"{there.by[name] / seconds:.0%} {PARTS[name]}"
         for name in SHOWN
         if there.by[name] >= LEAST * seconds
     ]
     told = [
-        f"projected  {there.tflops:,.0f} TFLOPS/GPU ({operations / found.high:,.0f} to "
-        f"{operations / found.low:,.0f}), {duration(seconds)} a step, {there.tokens:,.0f} "
+        f"projected  {there.tflops:,.0f} TFLOPS/GPU ({low:,.0f} to {high:,.0f}), "
+        f"{duration(seconds)} a step, {there.tokens:,.0f} "
         "tokens/s/GPU",
         f"           {', '.join(spent) or 'no time lost'}; {_anchored(found)}",
     ]

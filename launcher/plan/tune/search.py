@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from launcher.config.arguments import Arguments
 from launcher.plan import memory, parameters, rules, shape, stages
 from launcher.plan.projection import layers
-from launcher.plan.projection.constants import Constants
+from launcher.plan.projection.constants import GPUS, Constants
 from launcher.plan.projection.execution import Execution
-from launcher.plan.projection.hardware import GPUS
 from launcher.plan.projection.projection import NOW, Projection, project
 from launcher.plan.rules import Case
 from launcher.plan.shape import Shape
