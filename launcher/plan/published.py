@@ -32,6 +32,7 @@ from launcher.plan.shape import Shape
 DATA = Path(__file__).parent / "published.csv"
 SIZES = ("gpus", "tp", "pp", "vpp", "ep", "etp", "cp", "mbs", "gbs")
 WORDS = ("precision", "routing", "dispatcher", "graphs", "overlap", "recompute", "fused", "mtp")
+SWITCH = {"0": "off", "1": "on"}
 # What a difference is worth when the nearest is sought; of numbers, for each factor of two.
 WEIGHT = {
     "layers": 20.0,
@@ -124,7 +125,7 @@ def describe(shape: Shape, execution: Execution) -> dict[str, str]:
         "fused": int(execution.fused_experts),
     }
     return {
-        "precision": training.fp8 or "bf16",
+        "precision": training.fp8 or execution.precision,
         "routing": routing,
         "dispatcher": training.dispatcher,
         "recompute": "full"
@@ -177,7 +178,11 @@ def _differences(row: Mapping[str, str], job: Mapping[str, str]) -> Iterator[str
         one, other = set(row[name].split("+")), set(job[name].split("+"))
         if one != other and (row[name] or name in ("recompute", "graphs")):
             word = name.upper() if name in SIZES[1:] or name == "mtp" else name
-            yield f"{word} {job[name] or 'none'} instead of {row[name] or 'none'}"
+            ours, theirs = (
+                SWITCH.get(each[name], "") if name in ("overlap", "fused") else each[name]
+                for each in (job, row)
+            )
+            yield f"{word} {ours or 'none'} instead of {theirs or 'none'}"
 
 
 # What a published row settles, so that another job's own answer to it goes away.
@@ -244,7 +249,7 @@ def _words(row: Mapping[str, str]) -> list[str]:
         words += ["--num-virtual-stages-per-pipeline-rank", row["vpp"]]
     if int(row["mtp"]):
         words += ["--mtp-num-layers", row["mtp"]]
-    if row["precision"] != "bf16":
+    if row["precision"] not in ("bf16", "fp16", "fp32"):
         kind = row["precision"]
         words += [
             "--fp8-format",

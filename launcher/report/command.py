@@ -100,7 +100,7 @@ def _read(words: Sequence[str]) -> argparse.Namespace:
     add("--track", action="store_true", help="add the numbers to the run's TensorBoard and W&B")
     add("--gpus", type=_positive, help="GPUs of a log that does not say it")
     add("--gpu", help="their kind: H100, B200, GB200 …")
-    add("--model", help="the model's name, for published results")
+    add("--model", help="the model's name, for tables")
     add("--sequence", type=_positive, help="sequence length in tokens")
     return parser.parse_args(list(words))
 

@@ -1,10 +1,16 @@
-"""Is it good: the nearest published run, and what differs, the biggest expected effect first."""
+"""Is it good: the projection of the job, and the nearest published run with what differs.
+
+Differences come with the largest measured effect first.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from launcher.plan import flops, published
+from launcher.plan import flops, published, shape
+from launcher.plan.projection import report as projected
+from launcher.plan.projection.anchor import Expectation
+from launcher.plan.shape import Shape
 from launcher.report import effects
 from launcher.report.metrics import Metrics
 from launcher.report.subject import Subject
@@ -26,41 +32,40 @@ class Comparison:
     source: str
     software: str
     tflops: float  # as published
-    tokens: float  # a second and GPU, by our count of FLOPs
+    tokens: float  # a second and GPU; where none are published, by our count of FLOPs
     ratio: float | None  # this run's tokens/s over it
     differences: tuple[Difference, ...]
 
 
+def expect(subject: Subject) -> Expectation | None:
+    """Return what the projection expects of the run; None where it cannot tell."""
+    if subject.planned is None or subject.smoke:
+        return None
+    try:
+        return projected.expectation(subject.planned, subject.site, apart_from=subject.path)
+    except (ValueError, ArithmeticError, LookupError):
+        return None
+
+
+def reached(expected: Expectation, metrics: Metrics) -> float | None:
+    """Return the run's tokens/s over the projection's."""
+    return metrics.tokens / expected.projection.tokens if metrics.tokens else None
+
+
 def compare(subject: Subject, metrics: Metrics) -> Comparison | None:
     """Return the nearest published run; None where none is of the same model and GPU."""
-    if subject.shape is None or not subject.model or subject.smoke:
+    if subject.planned is None or subject.smoke:
         return None
-    found = published.nearest(subject.model, subject.gpu, subject.shape)
+    found = projected.nearest(subject.planned, subject.site)
     if found is None:
         return None
-    row = found.settings
-    # Tokens depend on the published sequence: attention's share grows with it.
-    theirs = replace(
-        subject.shape,
-        training=replace(subject.shape.training, sequence=int(row["sequence"])),
-    )
-    stated = row.get("tokens") or row.get("tokens_per_s_per_gpu")
-    tokens = float(stated) if stated else found.tflops * 1e12 / flops.per_token(theirs)
-    words = [Difference(text, _effect(text)) for text in found.differences]
-    theirs_dispatcher = row.get("dispatcher")
-    ours = subject.shape.training.dispatcher
-    if (
-        theirs_dispatcher
-        and theirs_dispatcher != ours
-        and not any("dispatcher" in one.what for one in words)
-    ):
-        words.append(
-            Difference(f"dispatcher {ours} instead of {theirs_dispatcher}", effects.DISPATCHER)
-        )
+    tokens = _tokens(found, subject)
+    ours = subject.planned.shape
+    words = [Difference(text, _effect(text, ours)) for text in found.differences]
     return Comparison(
         sizes=found.sizes,
-        source=row["source"],
-        software=row["software"],
+        source=found.settings["source"],
+        software=found.settings["software"],
         tflops=found.tflops,
         tokens=tokens,
         ratio=metrics.tokens / tokens if metrics.tokens else None,
@@ -70,6 +75,20 @@ def compare(subject: Subject, metrics: Metrics) -> Comparison | None:
     )
 
 
-def _effect(text: str) -> effects.Effect | None:
-    name = text.split()[0].lower()
+def _tokens(found: published.Result, subject: Subject) -> float:
+    """Return a published run's tokens a second and GPU: from its step, or from its TFLOPS."""
+    row = found.settings
+    gpus = int(row["gpus"])
+    if row["seconds"]:
+        return int(row["gbs"]) * int(row["sequence"]) / float(row["seconds"]) / gpus
+    theirs = shape.read(published.arguments(row, subject.arguments), gpus)
+    return found.tflops * 1e12 / flops.per_token(theirs)
+
+
+def _effect(text: str, ours: Shape) -> effects.Effect | None:
+    name, *rest = text.lower().split()
+    if name == "routing" and ours.model.experts:
+        return effects.balance(ours.model.experts.count)
+    if name == "recompute" and "full" in rest:
+        return None  # measured was selective recomputation
     return effects.OF.get(name)

@@ -91,12 +91,21 @@ OFFLOAD = Effect(
     "Qwen3-30B-A3B, 16 H100: 1.9 to 4.2 times slower with 25 to 100 % of the optimizer on the CPU",
     f"{BRIDGE}: card perf-cpu-offloading",
 )
+FEW_EXPERTS = 16
 # By the column of a published result.
 OF: Mapping[str, Effect] = {
     "precision": PRECISION,
     "routing": BALANCE_MANY,
     "dispatcher": DISPATCHER,
+    "overlap": OVERLAP,
+    "graphs": GRAPHS,
+    "recompute": RECOMPUTE_SELECTIVE,
     "gpus": SCALE,
     "gbs": SCALE,
     "software": RELEASE,
 }
+
+
+def balance(experts: int) -> Effect:
+    """Return what forced balance is worth with so many experts."""
+    return BALANCE_FEW if experts <= FEW_EXPERTS else BALANCE_MANY

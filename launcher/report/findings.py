@@ -1,7 +1,8 @@
 """Why a run is not faster: each reason with its evidence, what it may cost, and who says so.
 
-Communication is the plan's arithmetic: bytes that a rank sends in a step over the bandwidth that
-its GPU has on that way (`peaks`). It is an upper bound of what overlap or a better way can gain.
+Idle stages, communication and waiting for the CPU cost what the job's projection says. Where there
+is none, communication is arithmetic: bytes that a rank sends in a step over the bandwidth that its
+GPU has on that way. It is an upper bound of what overlap or a better way can gain.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launcher.config.gpus import GPUS
-from launcher.plan import memory, parameters
+from launcher.config.gpus import GPUS, KNOWN
+from launcher.plan import memory
+from launcher.plan.projection.anchor import Expectation
 from launcher.plan.shape import Shape
-from launcher.report import effects, hardware_flops, peaks
+from launcher.report import effects, hardware_flops
 from launcher.report.metrics import Metrics
 from launcher.report.subject import Subject
 
 WORTH = 0.01  # gains below are not told
-FEW_EXPERTS = 16
 WIDE = 1.1  # 90th over 10th percentile of step time
 SLOW_TASK = 1.03
 ROOM = 0.85  # of the GPU's memory
+MOST = 0.5  # of a step, that a part of it may be taken to cost
 ARITHMETIC = "the plan's arithmetic"
+PROJECTION = "the job's projection"
 
 
 @dataclass(frozen=True)
@@ -43,50 +46,89 @@ class Finding:
         )
 
 
-def findings(subject: Subject, metrics: Metrics) -> list[Finding]:
+@dataclass(frozen=True)
+class Spent:
+    """What a measured step is spent on: the projection's seconds, or an arithmetic's."""
+
+    expected: Expectation | None
+    step: float | None  # measured seconds
+
+    def share(self, part: str, arithmetic: float = 0.0) -> float:
+        """Return a part's share of the step; 0 where it is not known."""
+        if not self.step:
+            return 0.0
+        seconds, whole = arithmetic, self.step
+        if self.expected:
+            projected = self.expected.projection
+            seconds, whole = projected.by[part], max(self.step, projected.seconds)
+        return min(MOST, max(0.0, seconds) / whole)
+
+    @property
+    def source(self) -> str:
+        """Whose seconds they are."""
+        return PROJECTION if self.expected else ARITHMETIC
+
+
+def findings(
+    subject: Subject, metrics: Metrics, expected: Expectation | None = None
+) -> list[Finding]:
     """Return what keeps a run from being faster, the largest expected gain first."""
     found = [*_from_log(subject, metrics)]
     # A shrunken model's sizes tell nothing.
     if subject.shape is not None and not subject.smoke:
-        found += _from_shape(subject, subject.shape, metrics)
+        spent = Spent(expected if metrics.seconds else None, metrics.seconds)
+        found += _from_shape(subject, subject.shape, metrics, spent)
     worth = [one for one in found if one.high >= WORTH]
     return sorted(worth, key=lambda one: one.low + one.high, reverse=True)
 
 
-def _from_shape(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
-    yield from _bubble(shape)
-    yield from _recompute(shape, metrics)
+def _from_shape(
+    subject: Subject, shape: Shape, metrics: Metrics, spent: Spent
+) -> Iterator[Finding]:
+    yield from _bubble(shape, spent)
+    if metrics.flops_per_token:
+        yield from _recompute(shape, metrics, metrics.flops_per_token)
     yield from _offload(shape)
     if shape.model.experts:
         yield from _routing(subject, shape)
-        yield from _experts_communication(subject, shape, metrics)
-    yield from _tensor_communication(subject, shape, metrics)
-    yield from _data_communication(subject, shape, metrics)
-    yield from _launches(subject, shape, metrics)
+        yield from _experts_communication(subject, shape, metrics, spent)
+    yield from _tensor_communication(subject, shape, metrics, spent)
+    yield from _data_communication(subject, shape, metrics, spent)
+    yield from _launches(subject, shape, metrics, spent)
 
 
-def _bubble(shape: Shape) -> Iterator[Finding]:
+def _gain(share: float) -> float:
+    """Return by how much a run is faster without a share of its step."""
+    return share / (1 - share)
+
+
+def _bubble(shape: Shape, spent: Spent) -> Iterator[Finding]:
     parallel, training = shape.parallel, shape.training
     if parallel.pipeline < 2:
         return
     virtual = parallel.virtual
     micro_batches = training.global_batch / (training.micro_batch * parallel.data)
     idle = (parallel.pipeline - 1) / (virtual * micro_batches)
+    source = "(PP-1)/(VPP·micro-batches): Narayanan et al., arXiv:2104.04473, section 2.2"
+    gain, seen = idle, ""
+    if spent.expected:
+        lost = spent.share("pipeline")
+        gain, seen = _gain(lost), f", with uneven stages {lost:.0%} of this one"
+        source = f"{PROJECTION}; {source}"
     yield Finding(
         "pipeline bubble",
         f"PP{parallel.pipeline} VPP{virtual} with {micro_batches:g} micro-batches: "
-        f"{idle:.0%} of the ideal step is idle; more virtual stages, more micro-batches "
+        f"{idle:.0%} of the ideal step is idle{seen}; more virtual stages, more micro-batches "
         "(larger GBS, smaller DP) or fewer stages",
-        idle / 2,
-        idle,
-        "(PP-1)/(VPP·micro-batches): Narayanan et al., arXiv:2104.04473, section 2.2",
+        gain / 2,
+        gain,
+        source,
     )
 
 
-def _recompute(shape: Shape, metrics: Metrics) -> Iterator[Finding]:
+def _recompute(shape: Shape, metrics: Metrics, whole: float) -> Iterator[Finding]:
     training = shape.training
     again = hardware_flops.recomputed(shape)
-    whole = metrics.flops_per_token or 1.0
     left = ""
     if metrics.memory and metrics.gpu_memory:
         left = f"; {(metrics.gpu_memory - metrics.memory) / memory.GIB:.0f} GiB were left free"
@@ -131,7 +173,7 @@ def _routing(subject: Subject, shape: Shape) -> Iterator[Finding]:
         return
     if shape.parallel.expert == 1:
         return
-    effect = effects.BALANCE_FEW if experts.count <= FEW_EXPERTS else effects.BALANCE_MANY
+    effect = effects.balance(experts.count)
     seen = _imbalance(subject)
     yield Finding(
         "natural routing",
@@ -165,7 +207,7 @@ def exchange(shape: Shape, gpu: str, domain: int, deduplicated: bool) -> float:
     """
     parallel, training, experts = shape.parallel, shape.training, shape.model.experts
     span = parallel.expert * parallel.expert_tensor
-    if experts is None or span < 2 or gpu not in peaks.NVLINK:
+    if experts is None or span < 2 or gpu not in KNOWN:
         return 0.0
     domain = min(span, domain)
     nodes = max(1, span // domain)
@@ -185,10 +227,12 @@ def exchange(shape: Shape, gpu: str, domain: int, deduplicated: bool) -> float:
         if nodes == 1 or not deduplicated
         else (experts.top_k * (domain - 1) / domain)
     )
-    return size * (away / peaks.NETWORK[gpu] + near / peaks.NVLINK[gpu])
+    return size * (away / KNOWN[gpu].network + near / KNOWN[gpu].nvlink)
 
 
-def _experts_communication(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
+def _experts_communication(
+    subject: Subject, shape: Shape, metrics: Metrics, spent: Spent
+) -> Iterator[Finding]:
     span = shape.parallel.expert * shape.parallel.expert_tensor
     experts = shape.model.experts
     if span < 2 or experts is None:
@@ -198,10 +242,10 @@ def _experts_communication(subject: Subject, shape: Shape, metrics: Metrics) -> 
     plain = shape.training.dispatcher in ("alltoall", "allgather")
     now = exchange(shape, gpu, domain, deduplicated=not plain)
     step = metrics.seconds
-    share = min(0.5, now / step) if step and now else 0.0
+    share = spent.share("expert", now)
     if plain:
         fused = exchange(shape, gpu, domain, deduplicated=True)
-        spared = min(0.5, (now - fused) / step) if step and now else 0.0
+        spared = min(MOST, (now - fused) / step) if step and now else 0.0
         effect = effects.DISPATCHER
         yield Finding(
             f"{shape.training.dispatcher} dispatcher",
@@ -209,72 +253,80 @@ def _experts_communication(subject: Subject, shape: Shape, metrics: Metrics) -> 
             + (f"; {spared:.0%} of the step by arithmetic" if spared > 0.005 else "")
             + "; DISPATCHER=deepep or hybridep sends a token once a node and fuses the permutation",
             effect.low,
-            max(effect.high, spared / (1 - spared)),
+            max(effect.high, _gain(spared)),
             f"{ARITHMETIC}; {effect.measured} ({effect.source})",
         )
     if not shape.training.overlap_experts:
         effect = effects.OVERLAP
-        high = share / (1 - share) if share else effect.high
+        high = _gain(share) if share or spent.expected else effect.high
+        cost = f"for {share:.0%} of the step" if share else "in the open"
         yield Finding(
             "expert communication not overlapped",
             f"no --overlap-moe-expert-parallel-comm (A2A_OVERLAP=1): tokens of EP{span} are under "
-            + (f"way for {now:.2f} s, {share:.0%} of the step" if share else "way in the open"),
+            f"way {cost}",
             high / 2,
             high,
-            f"{ARITHMETIC}; {effect.measured} ({effect.source})",
+            f"{spent.source}; {effect.measured} ({effect.source})",
         )
 
 
-def _tensor_communication(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
+def _tensor_communication(
+    subject: Subject, shape: Shape, metrics: Metrics, spent: Spent
+) -> Iterator[Finding]:
     """Gather and scatter of activations, twice a layer and direction (arXiv:2205.05198, 4.2)."""
     parallel, training, gpu = shape.parallel, shape.training, subject.gpu or ""
-    if parallel.tensor < 2 or not metrics.seconds or gpu not in peaks.NVLINK:
+    if parallel.tensor < 2 or not metrics.seconds or gpu not in KNOWN:
         return
     within = parallel.tensor <= _domain(subject)
-    bandwidth = peaks.NVLINK[gpu] if within else peaks.NETWORK[gpu]
+    bandwidth = KNOWN[gpu].nvlink if within else KNOWN[gpu].network
     micro_batches = training.global_batch / (training.micro_batch * parallel.data)
     tokens = training.micro_batch * training.sequence / parallel.context
     layers = (shape.model.layers + shape.model.mtp) / parallel.pipeline
     trips = 4 * (3 if training.recompute == "full" else 2)
     size = tokens * shape.model.hidden * 2 * trips * layers * micro_batches
-    share = min(0.5, size * (1 - 1 / parallel.tensor) / bandwidth / metrics.seconds)
     overlap = subject.on("--tp-comm-overlap")
+    seconds = size * (1 - 1 / parallel.tensor) / bandwidth * (0.5 if overlap else 1.0)
+    share = spent.share("tensor", seconds)
+    # The projection has both in one.
+    beside = f" and CP{parallel.context}" if spent.expected and parallel.context > 1 else ""
+    where = "within NVLink" if within else "over the network"
     yield Finding(
         "tensor parallelism",
-        f"TP{parallel.tensor} {'within NVLink' if within else 'over the network'} gathers and "
-        f"scatters activations for {share:.0%} of the step"
-        + (", partly overlapped (--tp-comm-overlap)" if overlap else ", not overlapped"),
+        f"TP{parallel.tensor} {where}{beside}: {share:.0%} of the step for activations under way"
+        + (", beside what --tp-comm-overlap hides" if overlap else ", not overlapped"),
         0.0,
-        share / (1 - share) * (0.5 if overlap else 1.0),
-        f"{ARITHMETIC}; Korthikanti et al., arXiv:2205.05198, section 4.2",
+        _gain(share),
+        f"{spent.source}; Korthikanti et al., arXiv:2205.05198, section 4.2",
     )
 
 
-def _data_communication(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
+def _data_communication(
+    subject: Subject, shape: Shape, metrics: Metrics, spent: Spent
+) -> Iterator[Finding]:
     """Gradients reduced and parameters gathered once a step, where neither is overlapped."""
     gpu, parallel = subject.gpu or "", shape.parallel
-    if not metrics.seconds or gpu not in peaks.NETWORK or parallel.dense_shards < 2:
+    if not metrics.seconds or gpu not in KNOWN or parallel.dense_shards < 2:
         return
-    if not subject.stages:
+    if not subject.planned or "parameters" in subject.planned.unknown:
         return
-    count = max(parameters.stages(shape, subject.stages), key=lambda one: one.total)
+    count = max(subject.planned.counts, key=lambda one: one.total)
     reduce = count.total * shape.training.gradient_bytes * (1 - subject.on("--overlap-grad-reduce"))
     gather = count.total * shape.training.weight_bytes * (1 - subject.on("--overlap-param-gather"))
-    share = min(0.5, (reduce + gather) / peaks.NETWORK[gpu] / metrics.seconds)
+    share = spent.share("data", (reduce + gather) / KNOWN[gpu].network)
     missing = [
         flag for flag in ("--overlap-grad-reduce", "--overlap-param-gather") if not subject.on(flag)
     ]
-    if missing and parallel.world > _tasks(subject):
+    if missing and parallel.world > subject.tasks_per_node:
         yield Finding(
             "data parallelism not overlapped",
             f"without {' and '.join(missing)} a step waits for {share:.0%} of its time",
             0.0,
-            share / (1 - share),
-            ARITHMETIC,
+            _gain(share),
+            spent.source,
         )
 
 
-def _launches(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Finding]:
+def _launches(subject: Subject, shape: Shape, metrics: Metrics, spent: Spent) -> Iterator[Finding]:
     """CPU-bound steps: many small kernels without graphs, or a wide spread of step times."""
     if shape.training.graph_modules or subject.value("--cuda-graph-impl") not in (None, "none"):
         return
@@ -282,17 +334,23 @@ def _launches(subject: Subject, shape: Shape, metrics: Metrics) -> Iterator[Find
         return
     spread = metrics.spread[1] / metrics.spread[0] if metrics.spread and metrics.spread[0] else 1.0
     fast = subject.gpu[:2] in ("B2", "B3", "GB")
-    if not fast and spread < WIDE:
+    waited = spent.share("host")
+    if not fast and spread < WIDE and waited < WORTH:
         return
     effect = effects.GRAPHS
+    low, high = (effect.low, effect.high) if fast else (0.0, spread - 1)
+    source, seen = f"{effect.measured} ({effect.source})", ""
+    if spent.expected:
+        low, high = _gain(waited) / 2, max(_gain(waited), spread - 1 if spread >= WIDE else 0.0)
+        source, seen = f"{PROJECTION}; {source}", f"; the GPU waits {waited:.0%} of the step for it"
     yield Finding(
         "no CUDA graphs",
         f"kernels of one micro-batch of {shape.training.micro_batch} × "
-        f"{shape.training.sequence} tokens are launched one by one on a {subject.gpu}"
+        f"{shape.training.sequence} tokens are launched one by one on a {subject.gpu}{seen}"
         + (f"; steps spread by {spread - 1:.0%}" if spread >= WIDE else ""),
-        effect.low if fast else 0.0,
-        effect.high if fast else spread - 1,
-        f"{effect.measured} ({effect.source})",
+        low,
+        high,
+        source,
     )
 
 
@@ -366,15 +424,7 @@ def _slow_task(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _tasks(subject: Subject) -> int:
-    tasks = subject.plan.get("tasks_per_node")
-    if isinstance(tasks, int):
-        return tasks
-    known = GPUS.get(subject.gpu or "")
-    return known.tasks_per_node if known else 8
-
-
 def _domain(subject: Subject) -> int:
     """Return the GPUs that NVLink connects."""
     known = GPUS.get(subject.gpu or "")
-    return known.nvlink_domain if known and known.nvlink_domain > 8 else _tasks(subject)
+    return known.nvlink_domain if known and known.nvlink_domain > 8 else subject.tasks_per_node

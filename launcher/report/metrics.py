@@ -94,6 +94,7 @@ class Metrics:
 def measure(subject: Subject, convention: str = "steady") -> Metrics:
     """Work the numbers out. Raises UsageError where the convention is unknown."""
     log, made = subject.log, subject.shape
+    unknown = subject.planned.unknown if subject.planned else frozenset()
     window = steady.window(log.iterations, convention, _profiled(subject))
     times = [one.seconds for one in window.counted if one.seconds is not None]
     seconds = window.middle(times)
@@ -102,16 +103,16 @@ def measure(subject: Subject, convention: str = "steady") -> Metrics:
     tokens = step / seconds / subject.gpus if step and seconds and subject.gpus else None
     logged_tokens = window.middle([one.tokens for one in window.counted if one.tokens])
     tokens = tokens if tokens is not None else logged_tokens
-    count = flops.per_token(made) if made else None
+    count = flops.per_token(made) if made and "FLOPs" not in unknown else None
     tflops = tokens * count / 1e12 if tokens and count else None
     logged = window.middle([one.tflops for one in window.counted if one.tflops])
     precision = _precision(subject)
-    planned = (
-        memory.ranks(made, subject.stages) if made and subject.stages and not subject.smoke else ()
-    )
+    planned: Sequence[memory.Rank] = ()
+    if subject.planned and not subject.smoke and "memory" not in unknown:
+        planned = subject.planned.memory
     peak = max((one.peak for one in log.peaks.values()), default=None) or None
     gpu = GPUS.get(subject.gpu or "")
-    again = hardware_flops.recomputed(made) if made and tokens else 0.0
+    again = hardware_flops.recomputed(made) if made and count else 0.0
     return Metrics(
         window=window,
         seconds=seconds,

@@ -12,9 +12,14 @@ from typing import Any
 
 import yaml
 
+from launcher.config import releases
 from launcher.config.arguments import Argument, Arguments, value
+from launcher.config.gpus import GPUS
 from launcher.errors import UsageError
-from launcher.plan import flags, shape, stages
+from launcher.plan import architectures, flags
+from launcher.plan.plan import Shaped, Site, plan
+from launcher.plan.projection import calibration
+from launcher.plan.rules import Case
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
 from launcher.report import training_log
@@ -48,10 +53,34 @@ class Subject:
     gpu: str | None = None
     gpus: int | None = None
     sequence: int | None = None  # tokens
-    shape: Shape | None = None
-    stages: tuple[Stage, ...] = ()
+    planned: Shaped | None = None  # None where the arguments do not determine a job
+    tasks_per_node: int = 8
     smoke: bool = False
     status: int | None = None  # the exit status, where it is known
+
+    @property
+    def shape(self) -> Shape | None:
+        """Its sizes."""
+        return self.planned.shape if self.planned else None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its pipeline stages."""
+        return self.planned.stages if self.planned else ()
+
+    @property
+    def site(self) -> Site:
+        """Where it ran, as the plan sees it."""
+        return Site(
+            self.model or "",
+            max(1, (self.gpus or 1) // self.tasks_per_node),
+            self.tasks_per_node,
+            self.gpu,
+            bound=bool(self.settings.get("BINDPCIE_PATH")),
+            calibration=Path(self.settings["OUTPUT_PATH"]) / calibration.FILE
+            if "OUTPUT_PATH" in self.settings
+            else None,
+        )
 
     @property
     def name(self) -> str:
@@ -111,37 +140,49 @@ def _run(path: Path, given: Given) -> Subject:
 
 def _completed(subject: Subject, arguments: Arguments, given: Given) -> Subject:
     """Return a subject with what can be worked out from its parts."""
-    log, plan = subject.log, subject.plan
+    log, said = subject.log, subject.plan
     world = given.gpus or log.world or _number(log.arguments.get("world_size"))
-    if world is None and plan:
-        world = _product(plan.get("nodes"), plan.get("tasks_per_node"))
-    made, split = None, ()
+    if world is None and said:
+        world = _product(said.get("nodes"), said.get("tasks_per_node"))
+    planned = said.get("gpu")
+    gpu: str | None = given.gpu or (planned.get("name") if isinstance(planned, dict) else None)
+    tasks = said.get("tasks_per_node")
+    if not isinstance(tasks, int) or tasks < 1:
+        tasks = GPUS[gpu].tasks_per_node if gpu and gpu in GPUS else 8
+    made = None
     if arguments and world:
-        try:
-            made = shape.read(arguments, world)
-            split = stages.split(made)
-        except (ValueError, ArithmeticError, LookupError):
-            made = made if made and split else None
-    gpu = plan.get("gpu")
+        environment = {name: (text, "") for name, text in subject.environment.items()}
+        case = Case(arguments, world, _release(said), environment, gpu, tasks)
+        made = plan(case).shaped
+    model = given.model or said.get("model") or (made and architectures.name(made.shape.model))
     sequence = given.sequence or _number(value(arguments, "--seq-length"))
     return Subject(
         **{
             **vars(subject),
             "arguments": arguments,
-            "model": given.model or plan.get("model") or log.arguments.get("wandb_exp_name"),
-            "gpu": given.gpu or (gpu.get("name") if isinstance(gpu, dict) else None),
+            "model": model or log.arguments.get("wandb_exp_name"),
+            "gpu": gpu,
             "gpus": world,
+            "tasks_per_node": tasks,
             "sequence": sequence or _number(log.arguments.get("seq_length")),
-            "shape": made,
-            "stages": split,
+            "planned": made,
         }
     )
+
+
+def _release(said: Mapping[str, Any]) -> str:
+    """Return the release that a plan names; the newest where it names none that is known."""
+    try:
+        return releases.SUPPORTED[releases.index(str(said.get("megatron_core")))]
+    except UsageError:
+        return releases.SUPPORTED[-1]
 
 
 def _dumped(log: Log) -> dict[str, Argument]:
     """Return the arguments that a log's dump stands for, under the newest release's flags.
 
-    The dump has every setting with its value, defaults too; a switch counts where it is on.
+    The dump has every setting with its value. What is not the default counts: a default is no flag
+    that somebody gave.
     """
     if not log.arguments:
         return {}
@@ -152,14 +193,20 @@ def _dumped(log: Log) -> dict[str, Argument]:
         if known is None or known.dest not in log.arguments or "alias" in catalogue.entries[flag]:
             continue
         text = log.arguments[known.dest]
+        if flag in _COPIES or text in ("None", "[]", "", str(known.default)):
+            continue
         if known.switch is not None:
             if text == str(known.switch):
                 found[flag] = Argument(flag, (), DUMP)
-        elif text not in ("None", "[]", ""):
-            found[flag] = Argument(flag, _words(text, known.nargs is not None), DUMP)
+            continue
+        words = _words(text, known.nargs is not None)
+        if words != (str(known.default),):
+            found[flag] = Argument(flag, words, DUMP)
     return found
 
 
+# What Megatron writes the depth and the sequence into, too (validate_args).
+_COPIES = {"--encoder-num-layers", "--encoder-seq-length"}
 _TYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
@@ -171,7 +218,8 @@ def _words(text: str, several: bool) -> tuple[str, ...]:
             return tuple(re.findall(r"[\w.-]+", text))
     if re.fullmatch(r"\[[01](, [01])*\]", text):  # a layer pattern
         return (text.replace(" ", ""),)
-    return (_TYPES.get(text, text),)
+    member = re.fullmatch(r"[A-Z]\w*\.([A-Za-z]\w*)", text)  # of an enumeration: AttnBackend.auto
+    return (member[1] if member else _TYPES.get(text, text),)
 
 
 def _values(said: object) -> dict[str, str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan.memory import GIB
+from launcher.plan.projection.anchor import Expectation
 from launcher.report import metrics as measuring
-from launcher.report.compare import Comparison, compare
+from launcher.report.compare import Comparison, compare, expect, reached
 from launcher.report.findings import Finding, findings
 from launcher.report.metrics import Metrics, measure
 from launcher.report.subject import Subject
@@ -26,6 +27,7 @@ class Report:
 
     subject: Subject
     metrics: Metrics
+    expectation: Expectation | None
     comparison: Comparison | None
     findings: tuple[Finding, ...]
 
@@ -33,7 +35,14 @@ class Report:
 def report(subject: Subject, convention: str = "steady") -> Report:
     """Work out the report of one run. Raises UsageError where the convention is unknown."""
     measured = measure(subject, convention)
-    return Report(subject, measured, compare(subject, measured), tuple(findings(subject, measured)))
+    expected = expect(subject)
+    return Report(
+        subject,
+        measured,
+        expected,
+        compare(subject, measured),
+        tuple(findings(subject, measured, expected)),
+    )
 
 
 def data(made: Report) -> dict[str, Any]:
@@ -78,6 +87,7 @@ def data(made: Report) -> dict[str, Any]:
         "lost_seconds": measured.lost,
         "seconds_left": measured.seconds_left,
         "tokens_left": measured.tokens_left,
+        "projection": _projection(made),
         "published": _published(made.comparison),
         "findings": [
             {
@@ -88,6 +98,22 @@ def data(made: Report) -> dict[str, Any]:
             }
             for one in made.findings
         ],
+    }
+
+
+def _projection(made: Report) -> dict[str, Any] | None:
+    found = made.expectation
+    if found is None:
+        return None
+    return {
+        "step_seconds": found.projection.seconds,
+        "tokens_per_second_per_gpu": found.projection.tokens,
+        "tflops_per_gpu": found.projection.tflops,
+        "tflops_per_gpu_low_high": list(found.tflops),
+        "ratio": reached(found, made.metrics),
+        "by": found.projection.by,
+        "anchor": found.anchor.settings["source"] if found.anchor else None,
+        "warnings": list(found.warnings),
     }
 
 
@@ -140,6 +166,7 @@ def rows(made: Report) -> list[tuple[str, str]]:
     found += _tflops(measured)
     found += _memory(measured)
     found += _time(measured)
+    found += _expected(made)
     found += _comparison(made)
     return found
 
@@ -204,13 +231,29 @@ def _time(measured: Metrics) -> list[tuple[str, str]]:
     return found
 
 
+def _expected(made: Report) -> list[tuple[str, str]]:
+    found = made.expectation
+    if found is None:
+        return []
+    low, high = found.tflops
+    ratio = reached(found, made.metrics)
+    return [
+        (
+            "projected",
+            f"{found.projection.tflops:,.0f} TFLOPS/GPU ({low:,.0f} to {high:,.0f})"
+            + (f"; this run reached {ratio:.2f} of it" if ratio is not None else ""),
+        ),
+        *(("", f"outside of what was measured: {one}") for one in found.warnings),
+    ]
+
+
 def _comparison(made: Report) -> list[tuple[str, str]]:
     near, measured = made.comparison, made.metrics
     if near is None:
         if made.subject.smoke:
             return []
-        missing = "the model's name (--model)" if not made.subject.model else ""
-        missing = missing or ("the GPU (--gpu)" if not made.subject.gpu else "")
+        missing = "" if made.subject.shape else "what the model is"
+        missing = missing or ("" if made.subject.gpu else "the GPU (--gpu)")
         text = f"{missing} is not known" if missing else "nothing of this model on this GPU"
         return [("published", text)]
     ratio = f"this run has {near.ratio:.0%} of it" if near.ratio is not None else ""

@@ -20,6 +20,7 @@ QWEN: Mapping[str, object] = {
     "--normalization": "RMSNorm", "--position-embedding-type": "rope",
     "--untie-embeddings-and-output-weights": True, "--vocab-size": 151936,
     "--num-experts": 128, "--moe-router-topk": 8, "--moe-ffn-hidden-size": 768,
+    "--moe-grouped-gemm": True, "--moe-permute-fusion": True, "--moe-router-fusion": True,
     "--moe-token-dispatcher-type": "flex", "--moe-flex-dispatcher-backend": "hybridep",
     "--moe-router-force-load-balancing": True, "--overlap-moe-expert-parallel-comm": True,
     "--overlap-grad-reduce": True, "--overlap-param-gather": True,

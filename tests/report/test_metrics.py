@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config import gpus
 from launcher.errors import UsageError
 from launcher.plan import flops
 from launcher.report import hardware_flops, metrics, peaks, steady, subject, summary
@@ -180,8 +181,12 @@ def test_every_format_of_the_report(tmp_path: Path):
 
 
 def test_peaks_grow_with_smaller_numbers():
-    for known in peaks.TFLOPS.values():
-        order = [known[name] for name in ("bf16", "fp8", "fp4") if name in known]
+    for name in (*gpus.KNOWN, *peaks.OTHERS):
+        known = [peaks.peak(name, precision) for precision in ("bf16", "fp8", "fp4")]
+        order = [peak for peak in known if peak]
         assert order == sorted(order)
+    assert peaks.peak("A100", "bf16") == 312
+    assert peaks.peak("A100", "fp8") is None
+    assert peaks.peak("GB200", "fp16") == 2500
     assert peaks.peak("H100", "fp8") == pytest.approx(2 * 989.4, rel=1e-3)
     assert peaks.peak(None, "bf16") is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments, value
+from launcher.plan import choices
 
 # When a release was made: its branch's first tag, in years.
 RELEASED = {
@@ -20,8 +21,9 @@ RELEASED = {
 
 @dataclass(frozen=True)
 class Execution:
-    """Graphs, fusions and overlaps."""
+    """Precision, graphs, fusions and overlaps."""
 
+    precision: str  # of matrix products where they have no FP8: bf16, fp16, fp32 or an FP4 recipe
     graphs: str  # "none", "modules" (graph_modules names them) or "full"
     graph_modules: frozenset[str]  # none named: whole layers
     grouped: bool  # one grouped product for all local experts
@@ -45,6 +47,7 @@ def read(
     """Return how a job runs, from its arguments and environment."""
     graphs, modules = _graphs(arguments)
     return Execution(
+        precision=choices.precision(arguments),
         graphs=graphs,
         graph_modules=modules,
         grouped="--moe-grouped-gemm" in arguments,
