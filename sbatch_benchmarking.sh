@@ -3,7 +3,7 @@
 #
 #   MODEL=DeepSeek-V3 CLUSTER=mine bash ./sbatch_benchmarking.sh [--megatron-flag value …]
 #
-# Sources the layers, then hands over to `python -m launcher`, which renders the job script and
+# Sources the layers, then hands over to `python3 -m launcher`, which renders the job script and
 # submits it. DRY_RUN=1 or --dry-run prints instead. design_docs/variables.md lists the variables.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
@@ -18,7 +18,7 @@ fail() {
   exit 1
 }
 
-# Become `python -m launcher` with these words.
+# Become `python3 -m launcher` with these words.
 launcher() {
   local python=$WORKSPACE/.venv/launcher/bin/python
   if [[ ! -x $python ]]; then python=python3; fi
@@ -103,7 +103,7 @@ for file in "$WORKSPACE"/runtime_configs/benchmarking/{common,runtime}.conf "$cl
 done
 export LAYER_ORIGINS
 
-# `python -m launcher sweep` reads the layers of many jobs: the words, then the environment.
+# `python3 -m launcher sweep` reads the layers of many jobs: the words, then the environment.
 if [[ ${LAUNCHER_COMMAND:-} == layers ]]; then
   printf '%s\0' "${#words[@]}" ${words[@]+"${words[@]}"}
   exec env --null

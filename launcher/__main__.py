@@ -1,4 +1,4 @@
-"""`python -m launcher COMMAND …`, also as a plain path: `python launcher/__main__.py COMMAND …`."""
+"""`python3 -m launcher COMMAND …`, also by its path: `python3 launcher/__main__.py COMMAND …`."""
 
 import os
 import sys

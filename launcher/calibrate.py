@@ -1,4 +1,4 @@
-"""`python -m launcher calibrate`: what this cluster reaches, for the projection.
+"""`python3 -m launcher calibrate`: what this cluster reaches, for the projection.
 
 Without a run it measures this node's GPU; with runs it takes over what they reached.
 """
@@ -6,6 +6,7 @@ Without a run it measures this node's GPU; with runs it takes over what they rea
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from launcher import ROOT
 from launcher.config.gpus import Known
-from launcher.config.settings import Settings
+from launcher.config.settings import Settings, unfilled
 from launcher.errors import UsageError
 from launcher.job import training
 from launcher.plan.projection import calibration
@@ -28,13 +29,28 @@ FEWEST = 5  # steady steps
 
 
 def calibrate(settings: Settings, words: tuple[str, ...]) -> int:
-    """Measure the GPU, or take over runs, and write. Raises UsageError."""
-    runs = [word for word in words if Path(word).is_dir()]
-    if runs:
-        if len(runs) < len(words):
-            raise UsageError(f"{', '.join(sorted({*words} - {*runs}))}: no folder of a run")
-        return take_over(settings, [Path(run) for run in runs])
-    return measure(settings, words)
+    """Measure the GPU, or take over runs, and write the result. Raises UsageError."""
+    if unfilled(settings, "OUTPUT_PATH"):
+        raise UsageError(
+            f"OUTPUT_PATH={settings.OUTPUT_PATH!r} ({settings.origin('OUTPUT_PATH')}) still has a "
+            "placeholder: calibration.json belongs where the jobs write"
+        )
+    if words and not words[0].startswith("-"):
+        for word in words:
+            if not Path(word).is_dir():
+                raise UsageError(f"calibrate: {word!r} is no folder of a run")
+        return take_over(settings, [Path(run) for run in words])
+    return measure(settings, _seconds(words))
+
+
+def _seconds(words: Sequence[str]) -> Sequence[str]:
+    """Return the words that say how long to measure, checked. Raises UsageError."""
+    name, _, text = " ".join(words).replace("=", " ", 1).partition(" ")
+    if words and name != "--seconds":
+        raise UsageError(f"calibrate has no option {name!r}: it takes --seconds SECONDS, or runs")
+    if words and not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise UsageError(f"calibrate --seconds {text!r}: a number of seconds is needed")
+    return words
 
 
 def take_over(settings: Settings, runs: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""The commands of `python -m launcher`."""
+"""The commands of `python3 -m launcher`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
+from launcher import ROOT
 from launcher.config import bash_layers, settings
 from launcher.config.arguments import argv
 from launcher.config.settings import LAYER_ORIGINS
@@ -165,14 +166,18 @@ def _calibrate(words: Sequence[str]) -> int:
     return calibrate.calibrate(read, tuple(words))
 
 
-def _settings(_words: Sequence[str]) -> int:
+def _settings(words: Sequence[str]) -> int:
     """Print the table of all variables, in Markdown."""
+    if words:
+        raise UsageError(f"settings takes no words, and {' '.join(words)!r} was given")
     print(settings.table())
     return 0
 
 
 def _help(words: Sequence[str]) -> int:
     """Print the commands, or how to use one of them."""
+    if len(words) > 1:
+        raise UsageError(f"help explains one command at a time: {' '.join(words)!r} was given")
     if words and words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS)
         raise UsageError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.{hint}")
@@ -203,8 +208,13 @@ def _report(words: Sequence[str]) -> int:
       --track                               the numbers into the run's TensorBoard and W&B
       --gpus N --gpu H100 --model NAME --sequence N  what a bare log does not say
     """
-    from launcher.report import command
+    from launcher.report import command, page  # other commands do without
 
+    page_wanted = any(word.partition("=")[0] == "--html" for word in words)
+    python = str(ROOT / ".venv" / "training" / "bin" / "python")
+    if page_wanted and not page.available() and python != sys.executable and os.path.isfile(python):
+        # The training environment has Plotly, which draws the page.
+        os.execv(python, [python, str(ROOT / "launcher" / "__main__.py"), "report", *words])
     return command.command(words)
 
 

@@ -1,4 +1,4 @@
-"""`python -m launcher tune`: the sizes that make a job fastest, and a sweep to try them."""
+"""`python3 -m launcher tune`: the sizes that make a job fastest, and a sweep to try them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import yaml
 
 from launcher.config.arguments import Arguments, quote
-from launcher.config.settings import FIELDS
+from launcher.config.settings import FIELDS, unfilled
 from launcher.errors import UsageError
 from launcher.job.build import FLAG_OF, build
 from launcher.job.draft import Job
 from launcher.job.request import Request
-from launcher.plan import architectures, memory, published
+from launcher.plan import architectures, flags, memory, published
 from launcher.plan.plan import Shaped
 from launcher.plan.projection import anchor, calibration, report
 from launcher.plan.projection.constants import GPUS
@@ -28,6 +28,7 @@ from launcher.sweep.grid import NOT_HERE
 
 MEASURED = 5  # worth measuring: what is closer together than the projection can tell apart
 FILE = "tune.yaml"
+OPTIONS = ("--free SIZES", "--keep-recompute", "--sweep-file FILE")
 _LEFT_OUT = {*SIZES, *NOT_HERE, "TRAINING_PARAMS", "PLAN_FORMAT"}  # of a sweep's variables
 
 
@@ -63,13 +64,16 @@ def wish(words: Sequence[str]) -> Wish:
             rest.append(word)
     unknown = sorted(free - set(SIZES))
     if unknown:
-        raise UsageError(f"--free {','.join(unknown)}: known are all, {', '.join(SIZES)}")
+        raise UsageError(f"--free {','.join(unknown)} is not allowed: all, {', '.join(SIZES)}")
     return Wish(frozenset(free), recompute, file, tuple(rest))
 
 
 def tune(request: Request, wanted: Wish) -> int:
     """Search, print ten results and write a sweep of the five best. Raises UsageError."""
     job = build(request)
+    for finding in flags.check(job.command_line, job.settings.MCORE_RELEASE_VERSION):
+        if finding.severity == "error":
+            raise UsageError(f"{finding.message}. Options of tune: {', '.join(OPTIONS)}")
     shaped = job.plan.shaped
     task = _task(request, wanted, job)
     assert shaped is not None  # _task has made sure
@@ -86,7 +90,9 @@ def tune(request: Request, wanted: Wish) -> int:
     )
     if not found.results:
         raise UsageError("nothing fits: more nodes, or OPTIMIZER_OFFLOAD=1, leave more room")
-    path = wanted.file or Path(job.settings.OUTPUT_PATH) / FILE
+    # Without a cluster config the template's OUTPUT_PATH is no place: the working directory is.
+    folder = Path() if unfilled(job.settings, "OUTPUT_PATH") else Path(job.settings.OUTPUT_PATH)
+    path = wanted.file or folder / FILE
     _write(path, request, found.results[:MEASURED])
     print(f"The {len(found.results[:MEASURED])} best as a sweep: python3 -m launcher sweep {path}")
     return 0
@@ -134,8 +140,8 @@ def _task(request: Request, wanted: Wish, job: Job) -> Task:
     for name in SIZES:
         if name in wanted.free:
             continue
-        said = FLAG_OF[name] in job.command_line
-        if said or request.settings.origin(name) == "environment":
+        has_flag = FLAG_OF[name] in job.command_line
+        if has_flag or request.settings.origin(name) == "environment":
             fixed[name] = int(getattr(job.settings, name) or 1)
     return Task(
         case=shaped.case,

@@ -259,13 +259,25 @@ def test_one_clear_line(mistake: str):
     assert "Traceback" not in seen.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["settings", "foo"], "settings takes no words, and 'foo' was given"),
+        (["help", "plan", "tune"], "help explains one command at a time: 'plan tune' was given"),
+    ],
+)
+def test_words_that_a_command_does_not_take(words, reason, capsys):
+    assert cli.main(words) == 1
+    assert capsys.readouterr() == ("", f"error: {reason}\n")
+
+
 YAML_MISTAKES = {
     "syntax": ("MODEL_ARGS:\n  --a: [1\n  --b: 2\n", "mine.yaml:3: not valid YAML"),
     "missing variable": ("MODEL_ARGS:\n  --a: ${DATA_PAHT}\n", "mine.yaml:2: ${DATA_PAHT} is neither a setting nor in the environment. Did you mean DATA_PATH"),
     "unknown key": ("MODEL_ARG:\n  --a: 1\n", "mine.yaml:1: unknown key 'MODEL_ARG'; allowed: EXTENDS, ENV_VARS, MODEL_ARGS. Did you mean MODEL_ARGS?"),
     "no flag": ("MODEL_ARGS:\n  --a: 1\n  num-layers: 2\n", "mine.yaml:3: 'num-layers' in MODEL_ARGS is not a flag"),
-    "twice": ("MODEL_ARGS:\n  --a: 1\n  --a: 2\n", "mine.yaml:3: --a is there twice"),
-    "no map": ("MODEL_ARGS: 3\n", "mine.yaml:1: MODEL_ARGS is to hold"),
+    "twice": ("MODEL_ARGS:\n  --a: 1\n  --a: 2\n", "mine.yaml:3: --a is set twice"),
+    "no map": ("MODEL_ARGS: 3\n", "mine.yaml:1: MODEL_ARGS must hold"),
     "parent": ("EXTENDS: no.yaml\n", "mine.yaml:1: EXTENDS: no.yaml: there is no such file"),
     "circle": ("EXTENDS: mine.yaml\n", "mine.yaml:1: EXTENDS: mine.yaml: the files extend each other in a circle"),
     "secret": ("MODEL_ARGS:\n  --a: ${WANDB_API_KEY}\n", "mine.yaml:2: ${WANDB_API_KEY} is a secret"),

@@ -1,1 +1,1 @@
-"""What the user said: variables, layers, model files, arguments, each with its origin."""
+"""The user's settings: variables, layers, model files and arguments, each with its origin."""

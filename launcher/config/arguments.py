@@ -19,7 +19,7 @@ class Argument:
     origin: str
 
     def words(self) -> list[str]:
-        """Return the words of argv. A value that looks like a flag is tied to it with '='."""
+        """Return the words of argv. A value like a flag is joined to its own flag with '='."""
         if (
             len(self.values) == 1
             and self.values[0].startswith("-")
@@ -34,8 +34,8 @@ Arguments = Mapping[str, Argument]  # by flag, in the order of argv
 _NUMBER = re.compile(r"-\d+$|-\d*\.\d+$")  # what argparse takes for a negative number
 _FLAG = re.compile(r"--[A-Za-z]")
 
-# A flag that is set takes these away from the layers below it: Megatron refuses the pair, or reads
-# the two as one setting (megatron/training/arguments.py validate_args, TransformerConfig).
+# A flag that is set removes these flags of the layers below it: Megatron refuses the pair, or reads
+# both as one setting (megatron/training/arguments.py validate_args, TransformerConfig).
 _SPLIT = (
     "--num-virtual-stages-per-pipeline-rank",
     "--num-layers-per-virtual-pipeline-stage",
@@ -93,7 +93,7 @@ def split(text: str, origin: str) -> list[str]:
 
 
 def parse(words: Sequence[str], origin: str) -> Arguments:
-    """Read `--flag value …` words; of a repeated flag the last one counts, with all its values.
+    """Read `--flag value …` words. The last of a repeated flag counts, with all its values.
 
     Raises UsageError for a word that belongs to no flag.
     """
@@ -108,13 +108,15 @@ def parse(words: Sequence[str], origin: str) -> Arguments:
         elif flag:
             values.append(word)
         else:
-            raise UsageError(f"{word!r} ({origin}) is no Megatron argument: they start with --")
+            raise UsageError(
+                f"{word!r} ({origin}) is no Megatron argument, because it follows no --flag"
+            )
         found[flag] = Argument(flag, tuple(values), origin)
     return found
 
 
 def merge(*layers: Arguments) -> Arguments:
-    """Stack layers, the lowest first; a higher layer's flag replaces the lower one, values too."""
+    """Merge layers, the lowest first. A higher layer's flag replaces the lower one's."""
     merged: dict[str, Argument] = {}
     for layer in layers:
         for flag in layer:
@@ -144,7 +146,7 @@ def whole_number(text: str) -> int:
 
 
 def shortened(text: str) -> str:
-    """Return a text for a message: only its beginning where it is long."""
+    """Return a text for a message, cut to its beginning where it is long."""
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
@@ -158,7 +160,7 @@ def integer(arguments: Arguments, flag: str, default: int | None = None) -> int:
     try:
         return whole_number(text)
     except ValueError:
-        raise ValueError(f"{flag} {shortened(text)} is no whole number below 10^18") from None
+        raise ValueError(f"{flag} {shortened(text)} is not a whole number below 10^18") from None
 
 
 def optional(arguments: Arguments, flag: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The Bash layers: sourced by the entry point, read back as settings."""
+"""The Bash layers: the entry point sources them, and this module reads the result as settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ENTRY = ROOT / "sbatch_benchmarking.sh"
 def source(
     script: Path, words: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the environment and the words that `script`, the entry or a recipe, launches with.
+    """Return the environment and the words with which a script would launch.
 
-    Raises UsageError when a layer fails.
+    The script is the entry point or a recipe. Raises UsageError when a layer fails.
     """
     done = subprocess.run(
         ["bash", str(script), *words],
@@ -32,7 +32,7 @@ def source(
     if done.returncode != 0:
         told = os.fsdecode(done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
         reason = "; ".join(line.removeprefix("error: ") for line in told[-2:])
-        raise UsageError(f"{script} did not get through its layers: {reason}")
+        raise UsageError(f"{script} failed while Bash read its layers: {reason}")
     count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
     pairs = (entry.partition("=") for entry in entries[int(count) :])
     left = {name: text for name, _, text in pairs}

@@ -1,8 +1,8 @@
-"""What the performance variables mean as Megatron arguments and environment variables.
+"""The knobs: what the performance variables mean as Megatron arguments and environment variables.
 
-A knob is one pure function: it reads the settings and the arguments that the model, TRAINING_PARAMS
-and the command line have set, and returns what it adds. Where Megatron would refuse the result, the
-knob adds something that it accepts, or raises a UsageError where variables contradict each other.
+A knob is a pure function. It reads the settings and the arguments that the model, TRAINING_PARAMS
+and the command line have set, and it returns what it adds. It adds nothing that Megatron refuses.
+It raises a UsageError where variables contradict each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from launcher.config.parallelism import LAYERS_PER_CHUNK, LAYOUT, VIRTUAL
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
 
-SPLITS = (LAYOUT, "--hybrid-layer-pattern")  # flags that say all about the pipeline's split
+SPLITS = (
+    LAYOUT,
+    "--hybrid-layer-pattern",
+)  # each of these flags decides the whole split of the pipeline
 UNEVEN = ("--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers")
 
 
@@ -28,7 +31,7 @@ class Effect:
 
     arguments: Arguments = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # said, one line each
+    notes: tuple[str, ...] = ()  # printed, one line each
 
 
 def _flags(origin: str, **flags: bool | int | str | tuple[str, ...]) -> Arguments:
@@ -47,8 +50,9 @@ def _flags(origin: str, **flags: bool | int | str | tuple[str, ...]) -> Argument
 def pipeline(settings: Settings, present: Arguments) -> Effect:
     """VPP, LAYERS_PER_VP, PP_FIRST and PP_LAST: how the layers are split over the pipeline.
 
-    VPP agrees with a layout or a flag already (build.py); the others are the user's only where the
-    environment has them. Raises UsageError for one of them that would have no effect.
+    VPP already agrees with a layout or a flag (build.py). The other variables are the user's
+    only where the environment sets them; otherwise they come from runtime.conf. Raises UsageError
+    for a variable of the user that would have no effect.
     """
     pp, vpp = settings.PP, settings.VPP
     stated = next((flag for flag in SPLITS if flag in present), None)
@@ -78,7 +82,7 @@ def pipeline(settings: Settings, present: Arguments) -> Effect:
 
 
 def _without_effect(settings: Settings, names: Sequence[str], stated: Argument) -> None:
-    """Raise UsageError for a variable of the environment beside the flag that says otherwise."""
+    """Raise UsageError for a variable of the environment that a flag overrides."""
     for name in names:
         if getattr(settings, name) and settings.origin(name) == "environment":
             raise UsageError(
@@ -98,7 +102,7 @@ def _split(settings: Settings, present: Arguments, virtual: Arguments) -> Effect
     ]
     if layers is None or (layers % (pp * vpp) == 0 and not asked):
         return Effect(virtual)
-    # What the environment says stands alone; a row of runtime.conf says both.
+    # One variable of the environment stands alone; a row of runtime.conf always has both.
     first = settings.PP_FIRST if not asked or "PP_FIRST" in asked else None
     last = settings.PP_LAST if not asked or "PP_LAST" in asked else None
     ends = ", ".join(f"{name}={n}" for name, n in (("PP_FIRST", first), ("PP_LAST", last)) if n)
@@ -111,7 +115,7 @@ def _split(settings: Settings, present: Arguments, virtual: Arguments) -> Effect
         )
         return Effect({**virtual, **uneven})
     if asked:
-        raise UsageError(f"{misfit}: change them, or leave both unset for a fitting layout")
+        raise UsageError(f"{misfit}: change them, or unset both, and a layout is chosen")
     if any(flag in present for flag in layout.ACCOUNTED) or layers < pp * vpp:
         raise UsageError(f"{layers} layers cannot be split over PP={pp} times VPP={vpp}")
     try:
@@ -140,10 +144,11 @@ def optimizer_offload(settings: Settings, present: Arguments) -> Effect:
 
 
 def dispatcher(settings: Settings, present: Arguments) -> Effect:
-    """DISPATCHER: who moves the tokens to their experts; without it, the model's own choice."""
+    """DISPATCHER: what moves the tokens to their experts. Without it, the model's row decides."""
+    _one_dispatcher(settings)
     origin = "DISPATCHER" if settings.DISPATCHER else "MOE_TOKEN_DISPATCHER"
     name = settings.DISPATCHER or settings.MOE_TOKEN_DISPATCHER
-    # Whoever writes the flag means it: the default of a knob does not override it.
+    # A default must not override the flag that the user wrote.
     if name is None or (not settings.DISPATCHER and "--moe-token-dispatcher-type" in present):
         return Effect()
     if name in ("allgather", "alltoall"):
@@ -167,6 +172,18 @@ def dispatcher(settings: Settings, present: Arguments) -> Effect:
     )
 
 
+def _one_dispatcher(settings: Settings) -> None:
+    """Raise UsageError where the environment names two dispatchers, of which one has no effect."""
+    own, model = settings.DISPATCHER, settings.MOE_TOKEN_DISPATCHER
+    if own is None or model is None or settings.origin("MOE_TOKEN_DISPATCHER") != "environment":
+        return
+    if own != ("deepep" if model == "flex" else model):
+        raise UsageError(
+            f"MOE_TOKEN_DISPATCHER={model} (environment) has no effect beside DISPATCHER={own} "
+            f"({settings.origin('DISPATCHER')}): set DISPATCHER alone"
+        )
+
+
 def _too_old(settings: Settings, dispatcher: str, since: str) -> UsageError:
     needed = "Megatron's dev branch" if since == "dev" else f"Megatron-Core {since} or newer"
     return UsageError(
@@ -179,7 +196,7 @@ def precision(settings: Settings, present: Arguments) -> Effect:
     """PR: bf16, fp8 (blockwise, Hopper), mxfp8 or nvfp4 (Blackwell)."""
     origin = f"PR={settings.PR}"
     if settings.PR == "bf16":
-        # Megatron refuses it without sequence parallelism, which TP1 does not have.
+        # Megatron refuses the overlap without sequence parallelism, which TP1 does not have.
         return Effect(_flags(origin, tp_comm_overlap=settings.TP > 1))
     offload = settings.OPTIMIZER_OFFLOAD
     mxfp8 = settings.PR == "mxfp8"
@@ -208,7 +225,7 @@ def precision(settings: Settings, present: Arguments) -> Effect:
 
 
 def a2a_overlap(settings: Settings, present: Arguments) -> Effect:
-    """A2A_OVERLAP: the expert all-to-all of one micro-batch behind the computation of another."""
+    """A2A_OVERLAP: hide a micro-batch's expert all-to-all behind the computation of another."""
     on = settings.A2A_OVERLAP
     margin = "24" if on else "0"
     return Effect(
@@ -222,7 +239,7 @@ def a2a_overlap(settings: Settings, present: Arguments) -> Effect:
 
 
 def long_context(settings: Settings, present: Arguments) -> Effect:
-    """SEQ_LEN above the model's positions raises them."""
+    """SEQ_LEN: raise the model's maximum positions to a longer sequence."""
     positions = value(present, "--max-position-embeddings")
     if positions is None or not re.fullmatch("[0-9]{1,18}", positions):
         return Effect()
@@ -232,7 +249,7 @@ def long_context(settings: Settings, present: Arguments) -> Effect:
 
 
 def data(settings: Settings, present: Arguments) -> Effect:
-    """DATA_PATH, or mock data."""
+    """DATA_PATH: the dataset. Without it the job trains on mock data."""
     if {
         "--mock-data",
         "--data-args-path",
@@ -257,12 +274,12 @@ def data(settings: Settings, present: Arguments) -> Effect:
         note = f"{mock}; TOKENIZER_MODEL is not set either: NullTokenizer in place of {tokenizer}"
     return Effect(
         _flags("no DATA_PATH", mock_data=True, tokenizer_type=null),
-        notes=() if settings.SMOKE else (note,),  # a smoke run always does
+        notes=() if settings.SMOKE else (note,),  # a smoke run always uses mock data
     )
 
 
 def profile(settings: Settings, present: Arguments) -> Effect:
-    """PROFILE: steps 23 to 25 of rank 0; nsys itself is put before the program later."""
+    """PROFILE: profile steps 23 to 25 of rank 0. build.py puts nsys before the program."""
     if settings.PROFILE == "0":
         return Effect()
     return Effect(
@@ -278,7 +295,7 @@ def profile(settings: Settings, present: Arguments) -> Effect:
 
 
 def required_environment(settings: Settings, present: Arguments) -> Effect:
-    """What Megatron asserts of the environment beside some flags (validate_args)."""
+    """Set the variables that Megatron asserts beside some flags (validate_args)."""
     environment = {}
     if value(present, "--cuda-graph-impl") not in (None, "none"):
         # With expandable segments NCCL must not register buffers inside CUDA graphs.
@@ -308,6 +325,6 @@ KNOBS: tuple[Callable[[Settings, Arguments], Effect], ...] = (
 
 
 def _blend(text: str) -> tuple[str, ...]:
-    """Split `weight prefix weight prefix …`; anything else is one prefix, spaces and all."""
+    """Split `weight prefix weight prefix …`. Other text is one prefix, with its spaces."""
     pair = r"\d*\.?\d+\s+\S+"
     return tuple(text.split()) if re.fullmatch(rf"\s*{pair}(\s+{pair})*\s*", text) else (text,)

@@ -15,7 +15,7 @@ ACCOUNTED = ("--account-for-embedding-in-pipeline-split", "--account-for-loss-in
 
 
 def counted_layers(settings: Settings, arguments: Arguments) -> int | None:
-    """Return the layers that the split counts: the depth, embedding and loss where asked."""
+    """Return how many layers the split counts: the depth, and embedding and loss where asked."""
     depth = value(arguments, "--num-layers")
     if depth is None or not depth.isdecimal() or len(depth) > 18:
         return settings.NUM_LAYERS
@@ -23,7 +23,7 @@ def counted_layers(settings: Settings, arguments: Arguments) -> int | None:
 
 
 def uneven_fits(layers: int, pp: int, vpp: int, first: int | None, last: int | None) -> bool:
-    """Say whether the stages beside a given first and last get equal shares, in whole chunks."""
+    """Say whether the stages between a given first and last one get equal, whole chunks."""
     ends = [number for number in (first, last) if number is not None]
     if any(number % vpp for number in ends):
         return False
@@ -35,11 +35,11 @@ def uneven_fits(layers: int, pp: int, vpp: int, first: int | None, last: int | N
 
 
 def balanced(layers: int, chunks: int, mtp_layers: int) -> str:
-    """Return the layout string of `layers` over `chunks`, as even as it can be.
+    """Return the layout string that splits `layers` over `chunks` as evenly as possible.
 
-    The chunks that get one layer less are the last one first, which also holds the loss and the
-    MTP layers, then the first one, which holds the embedding, then others from the back. Raises
-    ValueError beyond MOST_LAYERS.
+    Where the layers do not divide, some chunks get one layer less: first the last chunk, which also
+    holds the loss and the MTP layers, then the first chunk, which holds the embedding, then others
+    from the back. Raises ValueError beyond MOST_LAYERS.
     """
     if max(layers, chunks, mtp_layers) > MOST_LAYERS:
         raise ValueError(f"a layout has at most {MOST_LAYERS:,} layers and chunks")
@@ -71,7 +71,7 @@ def expand(text: str) -> list[str]:
 
 
 def _repeated(pattern: str, text: str) -> str:
-    """Write out each match as often as its second group says. Raises ValueError beyond bounds."""
+    """Repeat each match as often as its second group says. Raises ValueError beyond MOST_LAYERS."""
     parts, length, end = [], 0, 0
     for match in re.finditer(pattern, text):
         times = whole_number(match[2] or "1")
@@ -84,7 +84,7 @@ def _repeated(pattern: str, text: str) -> str:
 
 
 def layer_pattern(text: str, layers: int) -> list[int]:
-    """Return one 0 or 1 a layer from `--moe-layer-freq` or `--linear-attention-freq`.
+    """Return a 0 or 1 for each layer, from `--moe-layer-freq` or `--linear-attention-freq`.
 
     A number N marks every N-th layer, counted from the first; an expression such as ([0]*3+[1]*58)
     is the list itself. Raises ValueError for anything else and beyond MOST_LAYERS.
@@ -116,7 +116,7 @@ def expression(text: str) -> object:
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """Evaluate what can be written with digits, brackets, commas, + and *, within reason."""
+    """Evaluate digits, brackets, commas, + and *. Raises ValueError for a long result."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, (ast.List, ast.Tuple)):
@@ -142,7 +142,7 @@ def _combined(operation: ast.operator, left: Any, right: Any) -> Any:
     size = math.prod(len(one) for one in (left, right) if isinstance(one, (list, tuple)))
     factors: tuple[Any, Any] = (left, right)
     for factor in factors:
-        # A number that long only costs time.
+        # A result of that length only costs time.
         if isinstance(factor, int) and size * factor > MOST_LAYERS:
             raise ValueError("too long")
     return left * right if isinstance(operation, ast.Mult) else left**right

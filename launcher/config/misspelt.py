@@ -1,8 +1,8 @@
-"""Variables that were meant for the launcher and are not its own: DRYRUN, NODES, partiton.
+"""Misspelt variables: names that were meant for the launcher, such as DRYRUN, NODES, partiton.
 
-A name is close to one of ours where it differs in case or underscores, is a common other word for
-it, or has one letter too many, too few, wrong or out of place. It is an error where it can mean
-nothing else, else a warning: other programs read the environment too.
+A name is close to one of ours where it differs in case or underscores, where it is a common other
+word for it, or where one letter is missing, added, wrong or swapped. Such a name is an error where
+it can mean nothing else. Otherwise it is a warning, because other programs read variables too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from launcher.config.settings import FIELDS, by_layer
 from launcher.errors import UsageError
 
-# Other words for ours, without underscores. Those that other programs use too only warn.
+# Other words for our names, without underscores. The shared ones below only warn: other programs
+# use them too.
 SYNONYMS = {
     "TP": ("TPSIZE", "TENSORPARALLEL", "TENSORPARALLELSIZE", "TENSORMODELPARALLELSIZE"),
     "PP": ("PPSIZE", "PIPELINEPARALLEL", "PIPELINEPARALLELSIZE", "PIPELINEMODELPARALLELSIZE"),
@@ -46,7 +47,7 @@ SHARED = {
     "TOKENIZER_MODEL": ("TOKENIZER", "TOKENIZERPATH"),
     "CONTAINER_IMAGE": ("IMAGE",),
 }
-# Words of everyday speech: another program may well have them in lower case.
+# Everyday words: another program may well have a variable of that name in lower case.
 EVERYDAY = {
     *("MODEL", "CLUSTER", "ACCOUNT", "PARTITION", "SEGMENT", "DATASET", "PROFILE", "COMMENT"),
     *("TIMESTAMP", "GPU", "WAIT", "FORCE", "VERIFY", "EXPLAIN", "SMOKE"),
@@ -73,7 +74,9 @@ def notes(environ: Mapping[str, str]) -> list[str]:
     for name in environ.keys() - layered - FIELDS.keys():
         meant, sure = nearest(name)
         if sure:
-            raise UsageError(f"{name} (environment) is not a variable of the launcher: {meant} is")
+            raise UsageError(
+                f"{name} (environment) is not a variable of the launcher. Did you mean {meant}?"
+            )
         if meant:
             found.append(f"{name} (environment) has no effect here: did you mean {meant}?")
     for layer, names in from_layers.items():
@@ -82,7 +85,7 @@ def notes(environ: Mapping[str, str]) -> list[str]:
 
 
 def unknown(names: Iterable[str], origin: str, effect: str) -> list[str]:
-    """Return a line for the names in a file of ours that neither we nor Megatron's world know.
+    """Return a line for the names in a config or sweep that no program here is known to read.
 
     Raises UsageError for one that is close to a variable of the launcher.
     """
@@ -92,7 +95,9 @@ def unknown(names: Iterable[str], origin: str, effect: str) -> list[str]:
             continue
         meant, sure = nearest(name)
         if meant and (sure or name.isupper()):
-            raise UsageError(f"{name} ({origin}) is not a variable of the launcher: {meant} is")
+            raise UsageError(
+                f"{name} ({origin}) is not a variable of the launcher. Did you mean {meant}?"
+            )
         if meant:
             found.append(f"{name} ({origin}) has no effect here: did you mean {meant}?")
         elif name.isupper() and not FAMILIES.fullmatch(name):
@@ -106,7 +111,7 @@ def unknown(names: Iterable[str], origin: str, effect: str) -> list[str]:
 
 @functools.cache
 def nearest(name: str) -> tuple[str, bool]:
-    """Return the launcher's variable that `name` is close to, '' for none, and whether surely."""
+    """Return the variable that `name` is close to ('' for none), and whether that is sure."""
     plain = name.upper().replace("_", "")
     for ours in _OURS:
         if name == ours:
@@ -129,7 +134,7 @@ def _one_slip(word: str, right: str) -> bool:
         return False
     same = next((i for i, pair in enumerate(zip(word, right)) if pair[0] != pair[1]), None)
     if same is None:
-        return True  # the last letter
+        return True  # one of them has a last letter more
     left, other = word[same:], right[same:]
     return (
         left[1:] == other[1:]

@@ -1,6 +1,6 @@
-"""A model's YAML: found, read with line numbers, its parent merged in, ${NAME} filled in.
+"""A model's YAML: this module finds it, reads it, merges its parent in and fills in ${NAME}.
 
-    EXTENDS: base/deepseek.yaml      # relative to this file, or a model's name; keys below replace
+    EXTENDS: base/deepseek.yaml      # a path from here, or a model's name; keys below replace
     ENV_VARS: {NAME: value}          # environment of the training processes
     MODEL_ARGS: {--flag: value}      # true: the flag alone; false: no flag; a list: several values
 
@@ -47,7 +47,7 @@ class Model:
 
 
 def names(workspace: Path) -> list[str]:
-    """Return the models that the repository ships."""
+    """Return the names of the repository's models."""
     return sorted(path.stem for path in (workspace / FOLDER).glob("*.yaml"))
 
 
@@ -103,11 +103,13 @@ def _parent(path: Path, entry: Entry, workspace: Path) -> Path:
         if os.path.isfile(parent):  # Path.is_file raises for a name that is too long
             return parent
     hint = did_you_mean(name, names(workspace))
-    raise UsageError(f"{entry.origin}: EXTENDS: {name}: there is no such file, and no model.{hint}")
+    raise UsageError(
+        f"{entry.origin}: EXTENDS: {name}: there is no such file, and no model of that name.{hint}"
+    )
 
 
 def arguments(model: Model, settings: Settings, environ: Mapping[str, str]) -> Arguments:
-    """Return the Megatron arguments of the model, references filled in.
+    """Return the Megatron arguments of the model, with ${NAME} filled in.
 
     Raises UsageError for a reference to a variable that does not exist.
     """
@@ -128,7 +130,7 @@ def arguments(model: Model, settings: Settings, environ: Mapping[str, str]) -> A
 
 
 def _set_by(written: Sequence[str], settings: Settings) -> list[str]:
-    """Say where each variable that a value is made of was set: 'GBS from environment'."""
+    """Return where each variable in a value was set: 'GBS from environment'."""
     names = [name for text in written for escaped, name in _REFERENCE.findall(text) if not escaped]
     return [f"{name} from {settings.origin(name)}" for name in names if name in settings.origins]
 
@@ -172,7 +174,7 @@ def _shown(path: Path, workspace: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed: int, shown: str) -> dict:
-    """Return the file's top-level keys; the two maps as name → Entry."""
+    """Return the file's top-level keys, each of the two maps as a dict from name to Entry."""
     keys: dict = {}
     for name, (node, where) in plain_yaml.sections(path, shown, _KEYS).items():
         if name == "EXTENDS":

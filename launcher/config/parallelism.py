@@ -20,7 +20,7 @@ LAYOUT = "--pipeline-model-parallel-layout"
 VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
 LAYERS_PER_CHUNK = "--num-layers-per-virtual-pipeline-stage"
 
-# A flag given outright speaks for its variable too, so that everything computed from it agrees.
+# A flag on the command line also sets its variable, so that everything computed from it agrees.
 FLAG_OF = {
     "TP": TENSOR,
     "PP": PIPELINE,
@@ -45,13 +45,13 @@ class Sizes:
 
     @property
     def least_ranks(self) -> int:
-        """The smallest world in which all groups exist."""
+        """The smallest number of ranks with which all groups exist."""
         dense = self.tensor * self.pipeline * self.context
         return math.lcm(dense, self.expert_tensor * self.expert * self.pipeline)
 
 
 def read(arguments: Arguments) -> Sizes:
-    """Return the sizes. Raises ValueError where one is no positive whole number."""
+    """Return the sizes. Raises ValueError where one is not a positive whole number."""
     tensor = positive(arguments, TENSOR, 1)
     return Sizes(
         tensor=tensor,
@@ -65,8 +65,8 @@ def read(arguments: Arguments) -> Sizes:
 def virtual_stages(arguments: Arguments, pipeline: int) -> int:
     """Return the model chunks of a pipeline rank, 1 without interleaving (validate_args).
 
-    Layers or chunks that do not divide are rounded down. Raises ValueError where a value that
-    decides is no positive whole number, or the layout no layout.
+    Layers or chunks that do not divide are rounded down. Raises ValueError where a needed value is
+    not a positive whole number, and where the layout cannot be read.
     """
     layout = value(arguments, LAYOUT)
     if layout:

@@ -1,4 +1,4 @@
-"""YAML as it is written: with line numbers, each scalar the text of the file (1e-6 stays 1e-6)."""
+"""YAML with line numbers, where each scalar stays the text of the file (1e-6 stays 1e-6)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = Union[bool, None, str, tuple[str, ...]]
 
 
 def compose(path: Path, shown: str) -> yaml.Node | None:
-    """Return the file's root. Raises UsageError, naming the file as `shown`."""
+    """Return the file's root node. Raises UsageError, which calls the file `shown`."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.compose(path.read_text(encoding="utf-8"), Loader=loader)
@@ -30,23 +30,23 @@ def compose(path: Path, shown: str) -> yaml.Node | None:
 
 
 def pairs(node: yaml.Node | None, shown: str, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return the entries of a map, none of a missing one. Raises UsageError for anything else."""
+    """Return the entries of a map; a missing map has none. Raises UsageError for anything else."""
     if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
         return []
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
-        raise UsageError(f"{shown}:{line}: {what} is to hold `name: value` lines")
+        raise UsageError(f"{shown}:{line}: {what} must hold `name: value` lines")
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             line = key.start_mark.line + 1
-            raise UsageError(f"{shown}:{line}: a name in {what} is a word, no list or map")
+            raise UsageError(f"{shown}:{line}: a name in {what} must be a word, not a list or map")
     return node.value
 
 
 def sections(path: Path, shown: str, allowed: Sequence[str]) -> dict[str, tuple[yaml.Node, str]]:
     """Return the file's top-level keys, each with its node and its place.
 
-    Raises UsageError for a key that is not allowed, and for one that is there twice.
+    Raises UsageError for a key that is not allowed, and for a repeated key.
     """
     found: dict[str, tuple[yaml.Node, str]] = {}
     for key, node in pairs(compose(path, shown), shown, "the file"):
@@ -55,7 +55,7 @@ def sections(path: Path, shown: str, allowed: Sequence[str]) -> dict[str, tuple[
             hint = did_you_mean(str(name), allowed)
             raise UsageError(f"{where}: unknown key {name!r}; allowed: {', '.join(allowed)}.{hint}")
         if name in found:
-            raise UsageError(f"{where}: {name} is there twice (first at {found[name][1]})")
+            raise UsageError(f"{where}: {name} is set twice (first at {found[name][1]})")
         found[name] = (node, where)
     return found
 
@@ -65,7 +65,7 @@ def named(
 ) -> list[tuple[str, yaml.Node, str]]:
     """Return name, value and place of each entry of a map of flags, or of variables.
 
-    Raises UsageError for a name that is neither, and for one that is there twice.
+    Raises UsageError for a name that is neither, and for a repeated name.
     """
     pattern, kind = (_FLAG, "a flag (--name)") if flags else (_VARIABLE, "a variable's name")
     found: dict[str, tuple[str, yaml.Node, str]] = {}
@@ -74,7 +74,7 @@ def named(
         if not isinstance(name, str) or not pattern.fullmatch(name):
             raise UsageError(f"{where}: {name!r} in {section} is not {kind}")
         if name in found:
-            raise UsageError(f"{where}: {name} is there twice (first at {found[name][2]})")
+            raise UsageError(f"{where}: {name} is set twice (first at {found[name][2]})")
         found[name] = (name, child, where)
     return list(found.values())
 
@@ -83,7 +83,7 @@ def value(node: yaml.Node, where: str) -> Value:
     """Return a scalar, or a list of them. Raises UsageError for a map."""
     if isinstance(node, yaml.SequenceNode):
         if not all(isinstance(child, yaml.ScalarNode) for child in node.value):
-            raise UsageError(f"{where}: a list holds scalars, no further list or map")
+            raise UsageError(f"{where}: a list must hold scalars, not lists or maps")
         return tuple(str(value(child, where)) for child in node.value)
     if not isinstance(node, yaml.ScalarNode):
         raise UsageError(f"{where}: a value is a scalar or a list, not a map")

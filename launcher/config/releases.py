@@ -40,13 +40,13 @@ def index(release: str) -> int:
     minor = text if text == "dev" else ".".join(text.split(".")[:2])
     if minor not in SUPPORTED:
         raise UsageError(
-            f"MCORE_RELEASE_VERSION={release!r} is not supported: {', '.join(SUPPORTED)}"
+            f"MCORE_RELEASE_VERSION={release!r} is not supported. Allowed: {', '.join(SUPPORTED)}"
         )
     return SUPPORTED.index(minor)
 
 
 def version_of(megatron_path: Path) -> str | None:
-    """Return the full version of a Megatron-LM checkout, 0.19.2rc0; None where it has none."""
+    """Return the full version of a Megatron-LM checkout, such as 0.19.2rc0; None without one."""
     try:
         text = (megatron_path / "megatron/core/package_info.py").read_text(encoding="utf-8")
     except OSError:
@@ -57,7 +57,7 @@ def version_of(megatron_path: Path) -> str | None:
 
 
 def release_of(megatron_path: Path) -> str | None:
-    """Return the supported release of a Megatron-LM checkout; None where that cannot be told.
+    """Return the supported release of a Megatron-LM checkout; None where it is unknown.
 
     The dev branch carries the number of the release before it, but has flags of its own.
     """
@@ -81,7 +81,9 @@ def rename(arguments: Arguments, release: str) -> Arguments:
     for entry in RENAMES:
         if at >= index(entry.release):
             names[entry.old] = entry.new
-        elif sum(other.new == entry.new for other in RENAMES) == 1:  # else the old name is open
+        elif (
+            sum(other.new == entry.new for other in RENAMES) == 1
+        ):  # else the old name is ambiguous
             names[entry.new] = entry.old
     return {
         names.get(flag, flag): replace(

@@ -67,7 +67,7 @@ TEXT = Kind("text", str)
 PATH = Kind("path", str)
 SWITCH = Kind("0, 1", {"0": False, "1": True, "false": False, "true": True}.__getitem__)
 SIZE = _integer(1)
-# Upstream writes "false" for "no uneven stages"; it means the same as unset.
+# The original zoo writes "false" for "no uneven stages"; it means the same as unset.
 LAYERS = Kind("integer ≥ 1", lambda text: None if text == "false" else SIZE.convert(text))
 NODES = _integer(1, 100_000)
 DURATION = Kind("minutes, MM:SS, HH:MM:SS or D-HH:MM:SS", _duration)
@@ -81,7 +81,7 @@ def _setting(group: str, kind: Kind, meaning: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The typed values. None stands for an unset (or empty) variable, False for an unset switch."""
+    """The typed values. An unset or empty variable is None, and an unset switch is False."""
 
     MODEL: str = _setting(
         "what", TEXT, "a name from `model_configs/benchmarking/`, or the path of your own .yaml"
@@ -90,7 +90,7 @@ class Settings:
         "what", TEXT, "a name from `cluster_configs/benchmarking/`; `local` runs on this machine"
     )
     TRAINING_PARAMS_PATH: str | None = _setting(
-        "what", PATH, "the model's YAML, where MODEL is only to be a name"
+        "what", PATH, "the model's YAML, where MODEL is only a name"
     )
     TRAINING_SCRIPT_PATH: str | None = _setting(
         "what", PATH, "the script that trains; unset: `$MEGATRON_PATH/pretrain_gpt.py`"
@@ -122,7 +122,7 @@ class Settings:
         "layers of the first pipeline stage, where NUM_LAYERS is not a multiple of PP",
     )
     PP_LAST: int | None = _setting(
-        "parallelism", LAYERS, "layers of the last pipeline stage, likewise"
+        "parallelism", LAYERS, "layers of the last pipeline stage, where NUM_LAYERS is not a multiple of PP"
     )
     LAYERS_PER_VP: int | None = _setting(
         "parallelism", LAYERS, "layers per virtual stage, instead of VPP"
@@ -139,12 +139,12 @@ class Settings:
     NNODES: int = _setting("batch and job", NODES, "nodes")
     RUN_TIME: str = _setting("batch and job", DURATION, "Slurm time limit")
     RESUBMIT: int = _setting(
-        "batch and job", _integer(0), "follow-up jobs that Slurm may be given to continue a run that is not done; unset: 0", 0
+        "batch and job", _integer(0), "how many jobs may follow this one, until the run is done; unset: 0", 0
     )
     PRETRAIN: bool = _setting(
         "batch and job",
         SWITCH,
-        "1: from random weights; 0: from LOAD_PATH, which the cluster config may name per model",
+        "1: start from random weights; 0: start from LOAD_PATH, which the cluster config may set per model",
         False,
     )
     DATASET: str | None = _setting(
@@ -173,7 +173,7 @@ class Settings:
     A2A_OVERLAP: bool = _setting(
         "performance",
         SWITCH,
-        "1: expert all-to-all hidden behind computation of other micro-batches",
+        "1: hide the expert all-to-all behind the computation of other micro-batches",
         False,
     )
     OPTIMIZER_OFFLOAD: bool = _setting(
@@ -182,7 +182,7 @@ class Settings:
     PROFILE: str = _setting(
         "performance",
         _choice("0", "1", "nsys", "torch"),
-        "steps 23 to 25 of rank 0 in Nsight Systems (1, nsys) or the PyTorch profiler",
+        "profile steps 23 to 25 of rank 0 with Nsight Systems (1, nsys) or the PyTorch profiler (torch)",
     )
     BINDPCIE_PATH: str | None = _setting(
         "performance",
@@ -215,7 +215,7 @@ class Settings:
         SIZE,
         "nodes that must share one NVLink domain (sbatch --segment), on GB200_CLUSTER=1",
     )
-    GPU: str | None = _setting("cluster", _choice(*GPUS, "none"), "what the memory estimate is held against; none: nodes without GPUs, for SMOKE=1")
+    GPU: str | None = _setting("cluster", _choice(*GPUS, "none"), "the GPU whose memory the plan compares with its estimate; none: nodes without GPUs, for SMOKE=1")
     TASKS_PER_NODE: int | None = _setting(
         "cluster", SIZE, "training processes a node; unset: 8, or 4 with GB200_CLUSTER=1"
     )
@@ -239,11 +239,11 @@ class Settings:
         "W&B key; passed on through the environment, never written anywhere",
     )
     HF_TOKEN: str | None = _setting(
-        "logging", Kind("secret", str), "Hugging Face token, for gated tokenizers; likewise"
+        "logging", Kind("secret", str), "Hugging Face token, for gated tokenizers; passed on through the environment, never written anywhere"
     )
     WANDB_PROJECT: str | None = _setting("logging", TEXT, "W&B project")
     WANDB_MODE: str = _setting(
-        "logging", _choice("online", "offline", "disabled"), "online only by default with a key"
+        "logging", _choice("online", "offline", "disabled"), "unset: online with a key, else disabled"
     )
     COMMENT: str | None = _setting("logging", TEXT, "tag at the end of the W&B experiment's name")
 
@@ -259,8 +259,8 @@ class Settings:
     EXPLAIN: bool = _setting(
         "launching", SWITCH, "1: print every argument with the place that set it", False
     )
-    FORCE: bool = _setting("launching", SWITCH, "1: submit although a check objects", False)
-    VERIFY: bool = _setting("launching", SWITCH, "1: let Megatron-Core itself check the job too, on this machine; unset: before a submission, where Megatron is set up here; 0: never", False)
+    FORCE: bool = _setting("launching", SWITCH, "1: submit a job although a check found an error", False)
+    VERIFY: bool = _setting("launching", SWITCH, "1: let Megatron-Core itself check the job on this machine; unset: only before a submission, and only where Megatron is set up; 0: never", False)
     PLAN_FORMAT: str | None = _setting("launching", _choice("text", "json"), "how the plan is printed; unset: text")
     TIMESTAMP: str | None = _setting(
         "launching",
@@ -284,10 +284,10 @@ FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.m
 
 
 def from_environment(environ: Mapping[str, str]) -> Settings:
-    """Convert the environment that the layers left behind.
+    """Convert the environment, as the layers left it.
 
-    Raises UsageError, naming the variable, what is allowed and where it was set, for a value that
-    is not allowed and for a required variable that no layer filled.
+    Raises UsageError for a value that is not allowed, and for a required variable that no layer
+    set. The message names the variable, what is allowed, and where it was set.
     """
     origins = _origins(environ)
     values: dict[str, Any] = {}
@@ -314,7 +314,7 @@ def not_allowed(name: str, text: str, origin: str) -> UsageError:
 
 
 def replace(settings: Settings, name: str, text: str, origin: str) -> Settings:
-    """Return settings with `name` set from `text`, as if the environment had said so."""
+    """Return settings with `name` set from `text`, as from the environment."""
     try:
         value = FIELDS[name].metadata["kind"].convert(text)
     except (ValueError, KeyError):
@@ -351,11 +351,16 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def unfilled(settings: Settings, name: str) -> bool:
+    """Say whether a variable still holds the template's YOUR_…."""
+    return bool(_PLACEHOLDER.search(str(getattr(settings, name) or "")))
+
+
 def placeholders(settings: Settings) -> list[str]:
-    """Return a line for each config that still holds the template's YOUR_…, with the variables."""
+    """Return a line for each config that still holds the template's YOUR_…; it names the variables."""
     found: dict[str, list[str]] = {}
     for name in FIELDS:
-        if _PLACEHOLDER.search(str(getattr(settings, name) or "")):
+        if unfilled(settings, name):
             found.setdefault(settings.origin(name), []).append(name)
     return [
         f"{origin} still has placeholders for {', '.join(names)}" for origin, names in found.items()

@@ -1,7 +1,7 @@
 """The command behind the scripts of ckpt_convert_scripts/.
 
-    python -m launcher.convert TABLE [--megatron-flag value …]
-    python -m launcher.convert [TABLE] --verify FOLDER
+    python3 -m launcher.convert TABLE [--megatron-flag value …]
+    python3 -m launcher.convert [TABLE] --verify FOLDER
 
 TABLE is an architecture of tables.py. Everything else is said by the environment, as to the
 launcher: MODEL, TP, PP, EP, VPP, …, and the variables of ckpt_convert_scripts/README.md.

@@ -47,11 +47,11 @@ def check(config: Config, table: Table, model: Model, arguments: Arguments) -> N
 
     An absent key counts as the default of transformers' configuration class.
     """
-    said = language_model(config)
-    keys = KEYS[str(said["model_type"])]
-    problems = [*_contradictions(said, keys), *_unsupported(said, keys)]
+    model_config = language_model(config)
+    keys = KEYS[str(model_config["model_type"])]
+    problems = [*_contradictions(model_config, keys), *_unsupported(model_config, keys)]
     if not problems:
-        problems += _differences(Published(said, keys), Described(table, model, arguments))
+        problems += _differences(Published(model_config, keys), Described(table, model, arguments))
     if problems:
         raise UsageError("the source is another model: " + "; ".join(dict.fromkeys(problems)))
 
@@ -59,14 +59,18 @@ def check(config: Config, table: Table, model: Model, arguments: Arguments) -> N
 def notes(config: Config, model: Model) -> Iterator[str]:
     """Return what Megatron computes otherwise than the published model, and no flag changes."""
     config = language_model(config)
-    said, moe = Published(config, KEYS[str(config["model_type"])]), model.experts
-    beta = said.positions.get("beta_fast", YARN_BETA_FAST)
-    if model.attention.latent and said.rope_type == "yarn" and not _equal(beta, YARN_BETA_FAST):
+    published, moe = Published(config, KEYS[str(config["model_type"])]), model.experts
+    beta = published.positions.get("beta_fast", YARN_BETA_FAST)
+    if (
+        model.attention.latent
+        and published.rope_type == "yarn"
+        and not _equal(beta, YARN_BETA_FAST)
+    ):
         yield (
             f"the published positions have beta_fast {beta}, Megatron's latent attention has the "
             f"constant {YARN_BETA_FAST}: its logits will not be the published model's"
         )
-    epsilon = said["rms_norm_eps"]
+    epsilon = published["rms_norm_eps"]
     if model.attention.latent and not _equal(epsilon, LATENT_EPSILON):
         yield (
             f"the published norms of compressed queries, keys and values have epsilon "
@@ -112,7 +116,7 @@ _POSITION_DEFAULTS: dict[str, Any] = {
 class Published:
     """What config.json says, with the class's defaults for what it leaves out."""
 
-    said: Config
+    config: Config
     keys: Keys
 
     def __getitem__(self, key: str) -> Any:
@@ -120,16 +124,16 @@ class Published:
         if key in ("rope_theta", "partial_rotary_factor") and key in self.positions:
             return self.positions[key]
         names = [key, *(alias for alias, name in self.keys.aliases.items() if name == key)]
-        given = [self.said[name] for name in names if self.said.get(name) is not None]
-        return given[0] if given else self.said.get(key, self.keys.compared[key])
+        given = [self.config[name] for name in names if self.config.get(name) is not None]
+        return given[0] if given else self.config.get(key, self.keys.compared[key])
 
     @property
     def positions(self) -> dict[str, Any]:
         """The place that describes rotary positions; empty where neither does."""
         found: dict[str, Any] = {}
         for place in _PLACES:
-            if isinstance(self.said.get(place), Mapping):
-                found.update({k: v for k, v in self.said[place].items() if v is not None})
+            if isinstance(self.config.get(place), Mapping):
+                found.update({k: v for k, v in self.config[place].items() if v is not None})
         return found
 
     @property
@@ -163,20 +167,20 @@ class Difference:
     """A key of config.json beside what the job makes of it."""
 
     key: str
-    said: Any
+    published: Any
     flag: str
     have: Any
 
 
-def _contradictions(said: Config, keys: Keys) -> Iterator[str]:
+def _contradictions(config: Config, keys: Keys) -> Iterator[str]:
     """Return the values that config.json says twice, and not alike."""
     for alias, key in keys.aliases.items():
-        one, other = said.get(alias), said.get(key)
+        one, other = config.get(alias), config.get(key)
         if one is not None and other is not None and not _equal(one, other):
             yield f"config.json contradicts itself: {alias} {one} and {key} {other}"
     places = [
-        ("", said),
-        *((f"{p}.", said[p]) for p in _PLACES if isinstance(said.get(p), Mapping)),
+        ("", config),
+        *((f"{p}.", config[p]) for p in _PLACES if isinstance(config.get(p), Mapping)),
     ]
     found: dict[str, tuple[str, Any]] = {}
     for start, place in places:
@@ -193,9 +197,9 @@ def _contradictions(said: Config, keys: Keys) -> Iterator[str]:
                 )
 
 
-def _unsupported(said: Config, keys: Keys) -> Iterator[str]:
+def _unsupported(config: Config, keys: Keys) -> Iterator[str]:
     """Return the keys that nothing here knows, and the values that no table converts."""
-    for key, given in said.items():
+    for key, given in config.items():
         if key in keys.only:
             if given is not None and not any(_equal(given, one) for one in keys.only[key]):
                 allowed = keys.only[key][0]
@@ -205,7 +209,7 @@ def _unsupported(said: Config, keys: Keys) -> Iterator[str]:
         elif not _is_nothing(given):
             yield _unknown(key, given)
     for place in _PLACES:
-        inside = said.get(place)
+        inside = config.get(place)
         if inside is not None and not isinstance(inside, Mapping):
             yield f"{place} {inside!r} in config.json is no object"
             continue
@@ -227,14 +231,14 @@ def _is_nothing(given: Any) -> bool:
     return given is None or given is False or given in ("", [], {})
 
 
-def _differences(said: Published, job: Described) -> Iterator[str]:
-    found = [*_constants(job), *_positions(said, job)]
-    for key in said.keys.compared:
+def _differences(published: Published, job: Described) -> Iterator[str]:
+    found = [*_constants(job), *_positions(published, job)]
+    for key in published.keys.compared:
         if key not in _READ_ELSEWHERE:
-            found += _RULES[key](said, job)
+            found += _RULES[key](published, job)
     for one in found:
-        if not _equal(one.said, one.have):
-            yield f"{one.key} {_short(one.said)} in config.json, {one.flag} {_short(one.have)}"
+        if not _equal(one.published, one.have):
+            yield f"{one.key} {_short(one.published)} in config.json, {one.flag} {_short(one.have)}"
 
 
 def _constants(job: Described) -> Iterator[Difference]:
@@ -245,25 +249,25 @@ def _constants(job: Described) -> Iterator[Difference]:
     yield Difference("norms around zero,", job.table.zero_centred, around, centred)
 
 
-def _positions(said: Published, job: Described) -> Iterator[Difference]:
+def _positions(published: Published, job: Described) -> Iterator[Difference]:
     """Return what both say of rotary positions."""
     theta = job.value("--rotary-base", 10000)
-    yield Difference("rope_theta", said["rope_theta"], "--rotary-base", theta)
+    yield Difference("rope_theta", published["rope_theta"], "--rotary-base", theta)
     if not job.model.attention.latent:
-        yield Difference("rope_type", said.rope_type, "Megatron's positions:", "rope")
-        part, flag = said["partial_rotary_factor"], "--rotary-percent"
+        yield Difference("rope_type", published.rope_type, "Megatron's positions:", "rope")
+        part, flag = published["partial_rotary_factor"], "--rotary-percent"
         yield Difference("partial_rotary_factor", part, flag, job.value(flag, 1.0))
         return
     kind = job.value("--rope-type", "yarn")
-    yield Difference("rope_type", said.rope_type, "--rope-type", kind)
+    yield Difference("rope_type", published.rope_type, "--rope-type", kind)
     factor, whole = job.value("--rotary-scaling-factor", 1.0), job.value("--mscale-all-dim", 0.0)
-    if said.rope_type != "yarn":
+    if published.rope_type != "yarn":
         # Megatron multiplies the scores of attention by these two, whatever the kind.
         scaled = 1.0 if _equal(whole, 0.0) else factor
         yield Difference("factor", 1.0, "--rotary-scaling-factor with --mscale-all-dim", scaled)
         return
-    positions = {**_POSITION_DEFAULTS, **said.positions}
-    context = said.said.get("max_position_embeddings")
+    positions = {**_POSITION_DEFAULTS, **published.positions}
+    context = published.config.get("max_position_embeddings")
     original = positions["original_max_position_embeddings"] or context
     one, all_dim = (
         positions[key] if positions[key] is not None else default
@@ -284,105 +288,119 @@ Rule = Callable[[Published, Described], Sequence[Difference]]
 
 def _plain(key: str, flag: str, have: Callable[[Described], Any]) -> tuple[str, Rule]:
     """Return the rule of a key that says what one flag says."""
-    return key, lambda said, job: [Difference(key, said[key], flag, have(job))]
+    return key, lambda published, job: [Difference(key, published[key], flag, have(job))]
 
 
-def _tied(said: Published, job: Described) -> list[Difference]:
+def _tied(published: Published, job: Described) -> list[Difference]:
     flag = "--untie-embeddings-and-output-weights absent:"
-    return [Difference("tie_word_embeddings", said["tie_word_embeddings"], flag, job.model.tied)]
+    return [
+        Difference("tie_word_embeddings", published["tie_word_embeddings"], flag, job.model.tied)
+    ]
 
 
-def _vocabulary(said: Published, job: Described) -> list[Difference]:
+def _vocabulary(published: Published, job: Described) -> list[Difference]:
     """Nothing: the rows of the embedding are compared with the padded size (to_megatron.py)."""
     return []
 
 
-def _key_value_heads(said: Published, job: Described) -> list[Difference]:
-    attention, given = job.model.attention, said["num_key_value_heads"]
+def _key_value_heads(published: Published, job: Described) -> list[Difference]:
+    attention, given = job.model.attention, published["num_key_value_heads"]
     flag = "--num-attention-heads" if attention.latent else "--num-query-groups"
     have = attention.heads if attention.latent else attention.query_groups
     if given is None:
-        given = said["num_attention_heads"]
+        given = published["num_attention_heads"]
     return [Difference("num_key_value_heads", given, flag, have)]
 
 
-def _head_dim(said: Published, job: Described) -> list[Difference]:
-    given = said["head_dim"] or int(said["hidden_size"]) // int(said["num_attention_heads"])
+def _head_dim(published: Published, job: Described) -> list[Difference]:
+    given = published["head_dim"] or int(published["hidden_size"]) // int(
+        published["num_attention_heads"]
+    )
     return [Difference("head_dim", given, "--kv-channels", job.model.attention.head_dim)]
 
 
-def _dense_width(said: Published, job: Described) -> list[Difference]:
+def _dense_width(published: Published, job: Described) -> list[Difference]:
     if job.table.name == "mixtral":
         flag = "--moe-ffn-hidden-size"
         have = job.model.experts.ffn if job.model.experts else None
-        return [Difference("intermediate_size", said["intermediate_size"], flag, have)]
+        return [Difference("intermediate_size", published["intermediate_size"], flag, have)]
     if all(job.model.moe):
         return []  # no layer is dense
     have = job.model.ffn
-    return [Difference("intermediate_size", said["intermediate_size"], "--ffn-hidden-size", have)]
+    return [
+        Difference("intermediate_size", published["intermediate_size"], "--ffn-hidden-size", have)
+    ]
 
 
-def _moe_layers(said: Published, job: Described) -> list[Difference]:
+def _moe_layers(published: Published, job: Described) -> list[Difference]:
     """Which layers are mixtures of experts; DeepSeek's keys or Qwen's."""
-    number = said.layers
-    if "first_k_dense_replace" in said.keys.compared:
-        first, every = int(said["first_k_dense_replace"] or 0), int(said["moe_layer_freq"] or 1)
+    number = published.layers
+    if "first_k_dense_replace" in published.keys.compared:
+        first, every = (
+            int(published["first_k_dense_replace"] or 0),
+            int(published["moe_layer_freq"] or 1),
+        )
         key = "first_k_dense_replace, moe_layer_freq"
         pattern = [n >= first and n % every == 0 for n in range(number)]
     else:
-        every, dense = int(said["decoder_sparse_step"] or 1), said["mlp_only_layers"] or ()
+        every, dense = (
+            int(published["decoder_sparse_step"] or 1),
+            published["mlp_only_layers"] or (),
+        )
         key = "mlp_only_layers, decoder_sparse_step"
         pattern = [n not in dense and (n + 1) % every == 0 for n in range(number)]
     have = [int(moe) for moe in job.model.moe]
     return [Difference(f"MoE layers ({key})", [int(m) for m in pattern], "--moe-layer-freq", have)]
 
 
-def _layer_types(said: Published, job: Described) -> list[Difference]:
+def _layer_types(published: Published, job: Described) -> list[Difference]:
     """Which layers have linear attention."""
-    types = said["layer_types"]
+    types = published["layer_types"]
     if types is None:
-        some = "full_attention_interval" in said.keys.compared
-        every = int(said["full_attention_interval"]) if some else 1
-        types = ["full" if (n + 1) % every == 0 else "linear" for n in range(said.layers)]
+        some = "full_attention_interval" in published.keys.compared
+        every = int(published["full_attention_interval"]) if some else 1
+        types = ["full" if (n + 1) % every == 0 else "linear" for n in range(published.layers)]
     types = [str(kind).removesuffix("_attention") for kind in types]
     have = ["linear" if linear else "full" for linear in job.model.linear]
     return [Difference("layer_types", types, "--linear-attention-freq", have)]
 
 
-def _shared(said: Published, job: Described) -> list[Difference]:
+def _shared(published: Published, job: Described) -> list[Difference]:
     have = job.model.experts.shared_ffn if job.model.experts else 0
     flag = "--moe-shared-expert-intermediate-size"
-    if "n_shared_experts" in said.keys.compared:
-        width = int(said["n_shared_experts"] or 0) * int(said["moe_intermediate_size"])
+    if "n_shared_experts" in published.keys.compared:
+        width = int(published["n_shared_experts"] or 0) * int(published["moe_intermediate_size"])
         return [Difference("n_shared_experts times moe_intermediate_size", width, flag, have)]
     key = "shared_expert_intermediate_size"
-    return [Difference(key, said[key] or 0, flag, have)]
+    return [Difference(key, published[key] or 0, flag, have)]
 
 
-def _normalised(said: Published, job: Described) -> list[Difference]:
+def _normalised(published: Published, job: Described) -> list[Difference]:
     # Megatron divides the chosen scores by their sum unless the softmax came first.
     score = job.value("--moe-router-score-function", "softmax")
     first = "--moe-router-pre-softmax" in job.arguments
     flag = "--moe-router-pre-softmax" if first else "without --moe-router-pre-softmax:"
     have = score == "sigmoid" or not first
-    return [Difference("norm_topk_prob", bool(said["norm_topk_prob"]), flag, have)]
+    return [Difference("norm_topk_prob", bool(published["norm_topk_prob"]), flag, have)]
 
 
-def _groups(said: Published, job: Described) -> list[Difference]:
-    groups = int(said["n_group"] or 1)
-    if "topk_method" in said.keys.compared and said["topk_method"] == "greedy":
+def _groups(published: Published, job: Described) -> list[Difference]:
+    groups = int(published["n_group"] or 1)
+    if "topk_method" in published.keys.compared and published["topk_method"] == "greedy":
         groups = 1  # the router reads them for no other method
     flag, limit = "--moe-router-num-groups", "--moe-router-group-topk"
     found = [Difference("n_group", groups, flag, job.value(flag, 1))]
     if groups > 1:
-        found.append(Difference("topk_group", said["topk_group"], limit, job.value(limit)))
+        found.append(Difference("topk_group", published["topk_group"], limit, job.value(limit)))
     return found
 
 
-def _group_method(said: Published, job: Described) -> list[Difference]:
+def _group_method(published: Published, job: Described) -> list[Difference]:
     grouped = int(job.value("--moe-router-num-groups", 1)) > 1
     have = "group_limited_greedy" if grouped else "greedy"
-    return [Difference("topk_method", said["topk_method"], "--moe-router-num-groups says", have)]
+    return [
+        Difference("topk_method", published["topk_method"], "--moe-router-num-groups says", have)
+    ]
 
 
 def _attention(field: str) -> Callable[[Described], Any]:

@@ -135,27 +135,27 @@ _COMPRESSED = ("pack-quantized", "float-quantized")
 def _scheme(config: Mapping[str, Any]) -> Scheme:
     """Read quantization_config. Raises UsageError for a method that is not known, naming it."""
     inner = config.get("text_config")
-    said = config.get("quantization_config") or config.get("compression_config")
-    if not said and isinstance(inner, Mapping):
-        said = inner.get("quantization_config")
-    said = said if isinstance(said, Mapping) else {}
-    method, form = str(said.get("quant_method") or ""), str(said.get("format") or "")
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings and isinstance(inner, Mapping):
+        settings = inner.get("quantization_config")
+    settings = settings if isinstance(settings, Mapping) else {}
+    method, form = str(settings.get("quant_method") or ""), str(settings.get("format") or "")
     if method == "compressed-tensors":
-        _check_groups(said, form)
+        _check_groups(settings, form)
     elif method not in _KNOWN:
         raise UsageError(
             f"the source is quantized: {method}, which is not dequantized here (known: fp8, mxfp4, "
             "compressed-tensors pack-quantized); take the publication that is not quantized"
         )
-    block = said.get("weight_block_size") or (BLOCK, BLOCK)
+    block = settings.get("weight_block_size") or (BLOCK, BLOCK)
     if len(block) != 2:
         raise UsageError(f"quantization_config: weight_block_size {block} is no pair of sizes")
     return Scheme(method, form, (int(block[0]), int(block[1])))
 
 
-def _check_groups(said: Mapping[str, Any], form: str) -> None:
+def _check_groups(settings: Mapping[str, Any], form: str) -> None:
     """Refuse what compressed-tensors can say and is not computed here."""
-    groups = said.get("config_groups") or {}
+    groups = settings.get("config_groups") or {}
     weights = [(group or {}).get("weights") or {} for group in groups.values()]
     symmetric = all(one.get("symmetric", True) for one in weights)
     known = form in _COMPRESSED and symmetric

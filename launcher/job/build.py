@@ -1,4 +1,4 @@
-"""One training job, put together in steps: each takes the draft so far and returns the next.
+"""A training job is built in steps: each step takes the draft so far and returns the next one.
 
 Nothing here reads a file, the clock or this machine: the request holds what was found there.
 """
@@ -33,10 +33,10 @@ Step = Callable[[Draft, Request], Draft]
 
 
 def build(request: Request) -> Job:
-    """Put a job together from what the user said.
+    """Build a job from the user's request.
 
-    Raises UsageError for anything the user has to correct first; what Megatron would refuse is
-    among the findings of the job's plan instead.
+    Raises UsageError for anything that the user has to correct first. What Megatron would refuse is
+    no exception: it is among the findings of the job's plan.
     """
     draft = _empty(request)
     for step in STEPS:
@@ -64,7 +64,7 @@ def _empty(request: Request) -> Draft:
 
 
 def _release(draft: Draft, request: Request) -> Draft:
-    """Take the release from the checkout in MEGATRON_PATH, where it is here and tells one."""
+    """Take the release from the checkout in MEGATRON_PATH, where this machine can read it."""
     settings, found = draft.settings, request.release
     stated = releases.SUPPORTED[releases.index(settings.MCORE_RELEASE_VERSION)]
     if found in (None, stated):
@@ -81,7 +81,7 @@ def _release(draft: Draft, request: Request) -> Draft:
 
 
 def _output_path(draft: Draft, request: Request) -> Draft:
-    """Make OUTPUT_PATH absolute: to processes that start elsewhere it would be another place."""
+    """Make OUTPUT_PATH absolute, because the processes start in another folder."""
     settings = draft.settings
     path = os.path.normpath(os.path.join(request.folder, settings.OUTPUT_PATH))
     origin = settings.origin("OUTPUT_PATH")
@@ -92,7 +92,7 @@ def _model(draft: Draft, request: Request) -> Draft:
     """Read the model's arguments, TRAINING_PARAMS and the command line."""
     command_line = _command_line(request.words)
     extra = parse(split(draft.settings.TRAINING_PARAMS or "", "TRAINING_PARAMS"), "TRAINING_PARAMS")
-    # The YAML refers to variables, so a flag speaks for its variable before and after it is read.
+    # The YAML refers to variables, so a flag sets its variable before and after the YAML is read.
     above = merge(extra, command_line)
     settings = _adopt(draft.settings, above)
     published = model_file.arguments(request.model, settings, request.environ)
@@ -132,7 +132,7 @@ def _renames(draft: Draft, request: Request) -> Draft:
 
 
 def _depth(draft: Draft, request: Request) -> Draft:
-    """Raise UsageError where NUM_LAYERS is meant to change a depth that it does not change."""
+    """Raise UsageError for a NUM_LAYERS that differs from the depth, which it cannot change."""
     settings = draft.settings
     actual = layout.counted_layers(settings, draft.arguments)
     if settings.origin("NUM_LAYERS") == "environment" and actual != settings.NUM_LAYERS:
@@ -150,7 +150,7 @@ def _program(draft: Draft, request: Request) -> Draft:
     settings = draft.settings
     if container.has_container(settings) and not settings.CONTAINER_IMAGE:
         raise UsageError(
-            "CONTAINER_IMAGE is not set: the .sqsh file or image to run in "
+            "CONTAINER_IMAGE is not set: name the .sqsh file or image to run in "
             "(CONTAINER_RUNTIME=none runs without one)"
         )
     python, script = "python3", training.script(settings)
@@ -160,14 +160,14 @@ def _program(draft: Draft, request: Request) -> Draft:
             python = str(request.machine.python)
     elif script is None:
         raise UsageError(
-            "MEGATRON_PATH is not set: the Megatron-LM checkout, as the container sees it"
+            "MEGATRON_PATH is not set: name the Megatron-LM checkout, as the container sees it"
         )
     bind = [settings.BINDPCIE_PATH] if settings.BINDPCIE_PATH else []
     return draft.change(program=(*bind, python, "-u", script))
 
 
 def _smoke(draft: Draft, request: Request) -> Draft:
-    """SMOKE=1: shrink the job to seconds, its structure kept."""
+    """SMOKE=1: shrink the job to seconds and keep its structure."""
     if not draft.settings.SMOKE:
         return draft
     limit = local.smoke_ranks(request.machine) if draft.is_local else local.SMOKE_RANKS
@@ -239,7 +239,7 @@ def _environment(draft: Draft, request: Request) -> Draft:
 
 
 def _sbatch(draft: Draft, request: Request) -> Draft:
-    """Choose sbatch's options, and arrange that the job saves before its time limit."""
+    """Choose sbatch's options, and let the job save before its time limit."""
     return draft if draft.is_local else sbatch.arrange(draft)
 
 
@@ -261,7 +261,7 @@ STEPS: tuple[Step, ...] = (
 
 
 def _command_line(words: Sequence[str]) -> Arguments:
-    """Read the command line: a recipe's own flags stand before a lone `--`, the user's after it."""
+    """Read the command line. A lone `--` separates a recipe's own flags from the user's."""
     if "--" not in words:
         return parse(words, "command line")
     end = list(words).index("--")
@@ -277,9 +277,9 @@ def _adopt(settings: Settings, given: Arguments) -> Settings:
 
 
 def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Settings:
-    """Let VPP be what a layout, a flag or LAYERS_PER_VP makes of it, so that names say what runs.
+    """Set VPP to what a layout, a flag or LAYERS_PER_VP results in, so that names tell the truth.
 
-    Raises UsageError where the environment's VPP is another one.
+    Raises UsageError where the environment's VPP differs.
     """
     given = merge(published, above)
     flag = next((flag for flag in (LAYOUT, LAYERS_PER_CHUNK) if flag in given), None)
@@ -293,14 +293,14 @@ def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Sett
         chunks = len(expand(value(given, LAYOUT) or ""))
         runs = virtual_stages(given, settings.PP)
     except ValueError:
-        return settings  # the plan says what is wrong with it
+        return settings  # the plan has an error for it
     if flag == LAYOUT and chunks % settings.PP:
         return settings
     if runs == settings.VPP:
         return settings
     if settings.origin("VPP") == "environment":
         raise UsageError(
-            f"VPP={settings.VPP} (environment), but {origin} makes {runs} virtual stages a "
+            f"VPP={settings.VPP} (environment), but {origin} results in {runs} on each "
             "pipeline rank: drop one of them"
         )
     return replace(settings, "VPP", str(runs), origin)

@@ -1,4 +1,4 @@
-"""Where the training processes run: in a pyxis or Apptainer container, or bare on the node."""
+"""The training processes' container: pyxis, Apptainer, or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def has_container(settings: Settings) -> bool:
 
 
 def srun_options(settings: Settings) -> list[tuple[str, str | None]]:
-    """Return the options, with their values, that srun is to be given."""
+    """Return srun's options for the container, with their values."""
     if settings.CONTAINER_RUNTIME == "pyxis":
         options = [
             ("--no-container-mount-home", None),
@@ -62,7 +62,7 @@ def mounts(settings: Settings) -> list[Mount]:
         if text and (not parts[0] or len(parts) > 3 or "" in parts[1:]):
             raise UsageError(
                 f"CONTAINER_MOUNTS ({settings.origin('CONTAINER_MOUNTS')}): {text!r} is no mount; "
-                "they are source:target or source:target:options, separated by commas"
+                "write source:target or source:target:options, separated by commas"
             )
         if text:
             found.append(Mount(parts[0], parts[1] if len(parts) > 1 else parts[0]))
@@ -70,10 +70,10 @@ def mounts(settings: Settings) -> list[Mount]:
 
 
 def missing(settings: Settings) -> list[str]:
-    """Return what is not where the job will look for it, as far as that can be told from here.
+    """Return a line for each missing path of the job, as far as this machine can tell.
 
-    A file system that only the nodes have is not judged: the folder around what is missing must
-    be here, and not be the root, where a node may have disks of its own.
+    Some file systems are on the nodes only. A path counts as missing only where its folder is
+    here, and where this folder is not the root, in which a node may have disks of its own.
     """
     wanted = {"NODE_SETUP_PATH": [settings.NODE_SETUP_PATH or ""]}
     if has_container(settings):
@@ -89,7 +89,7 @@ def missing(settings: Settings) -> list[str]:
 
 
 def unseen(settings: Settings) -> list[str]:
-    """Return a line for OUTPUT_PATH where the container does not have it from the node."""
+    """Return a line for an OUTPUT_PATH that no mount brings into the container."""
     targets = [mount.target for mount in mounts(settings)]
     if not has_container(settings) or "YOUR_" in (settings.CONTAINER_MOUNTS or ""):
         return []
@@ -97,12 +97,12 @@ def unseen(settings: Settings) -> list[str]:
         return []
     return [
         f"OUTPUT_PATH={settings.OUTPUT_PATH} is in none of CONTAINER_MOUNTS: "
-        "checkpoints would be lost with the container"
+        "checkpoints would be lost with the container; mount it"
     ]
 
 
 def without_pyxis(settings: Settings) -> list[str]:
-    """Return a line where this machine's srun is there and knows no containers."""
+    """Return a line where this machine's srun knows no containers."""
     if settings.CONTAINER_RUNTIME != "pyxis":
         return []
     try:

@@ -1,6 +1,6 @@
-"""A job for processes without GPUs, or without Transformer Engine: what stands in for what.
+"""A job without GPUs, or without Transformer Engine: flags that need them are replaced.
 
-Each replacement is one line for the user. Megatron's code, its arithmetic and the collectives stay.
+Each replacement is a line for the user. Megatron's code, its arithmetic and the collectives stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "--no-gradient-accumulation-fusion": (),  # Apex's CUDA extension
     "--no-rope-fusion": (),  # Transformer Engine's, and for MLA a Triton kernel
 }
-# Ranks share the cores; one hardware queue is what Megatron asks for without A2A overlap.
+# Ranks share the cores. Megatron asks for one hardware queue where A2A overlap is off.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 

@@ -18,7 +18,7 @@ Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
 
 @dataclass(frozen=True)
 class Draft:
-    """What is decided so far; each step of build.py returns a new one."""
+    """What is decided so far. Each step of build.py returns a new draft."""
 
     settings: Settings
     written: Arguments  # by the model's YAML and TRAINING_PARAMS
@@ -36,7 +36,7 @@ class Draft:
 
     @property
     def world_size(self) -> int:
-        """Training processes, one a GPU."""
+        """Number of training processes; each has one GPU."""
         return self.nodes * self.tasks_per_node
 
     @property
@@ -46,7 +46,7 @@ class Draft:
 
     @property
     def gpu(self) -> str | None:
-        """The kind of GPU it runs on; None without one, and on this machine, whose is unknown."""
+        """The kind of GPU; None without GPUs, and on this machine, whose GPUs are unknown."""
         return None if self.is_local or self.settings.GPU == "none" else self.settings.GPU
 
     def change(self, *notes: str, **fields: Any) -> Draft:
@@ -56,13 +56,13 @@ class Draft:
 
 @dataclass(frozen=True)
 class Job(Draft):
-    """What runs: everything that the script, the preview and the run directory are made from."""
+    """The finished job, from which the script, the preview and the run directory are made."""
 
     plan: Plan
 
     @property
     def objections(self) -> tuple[str, ...]:
-        """Why it cannot work."""
+        """The errors of its plan."""
         return tuple(each.message for each in self.plan.findings if each.severity == "error")
 
     @property

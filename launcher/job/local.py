@@ -1,4 +1,4 @@
-"""CLUSTER=local: a job made to fit this machine, its GPUs or its CPU, and started by torchrun."""
+"""CLUSTER=local: fit a job to this machine's GPUs or CPU; torchrun starts it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def smoke_ranks(machine: Machine) -> int:
 
 
 def fit(draft: Draft, request: Request) -> Draft:
-    """Return the job for this machine: on its GPUs, or on the CPU with as few ranks as can be.
+    """Return the job for this machine: on its GPUs, or on the CPU with as few ranks as possible.
 
     Raises UsageError where it needs more processes than this machine can have, or its training
     script is not here.
@@ -34,7 +34,7 @@ def fit(draft: Draft, request: Request) -> Draft:
     if not machine.gpus and ranks > max(SMOKE_RANKS, machine.cpus):
         raise UsageError(
             f"{settings.MODEL_NAME} needs {ranks} ranks as it is, and this machine has no GPU: "
-            "SMOKE=1 shrinks it, smaller TP, PP, EP and CP make it less"
+            "SMOKE=1 shrinks it, and smaller TP, PP, EP or CP need fewer ranks"
         )
     if not machine.gpus:
         draft = cpu.without_gpus(draft, ORIGIN)

@@ -1,4 +1,4 @@
-"""What a job is made from: all that is read before its first step, so that the steps are pure."""
+"""A launch request: everything is read before the first step, so that the steps are pure."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Machine:
     gpus: int  # NVIDIA GPUs that processes started here would see
     cpus: int
     python: Path  # the Python that they run in
-    transformer_engine: bool  # whether that Python has it
+    transformer_engine: bool  # whether that Python has Transformer Engine
 
 
 @dataclass(frozen=True)
 class Request:
-    """One launch: what the user said, and what was found here."""
+    """One launch: the user's settings and words, and what was found on this machine."""
 
     settings: Settings
     words: tuple[str, ...]  # the command line
@@ -36,17 +36,17 @@ class Request:
     model: Model
     machine: Machine
     folder: str  # the working directory
-    release: str | None  # of Megatron-Core in MEGATRON_PATH; None where that cannot be told
+    release: str | None  # of Megatron-Core in MEGATRON_PATH; None where it is unknown
     script_is_here: bool  # whether this machine sees the training script
     doubts: tuple[str, ...]  # variables that may be misspelt
     stamp: str  # the time in the job's name, YYMMDD_HHMMSS
-    number: int = 0  # above 0: another launch of the same second has the name
+    number: int = 0  # above 0 where another launch of the same second has the name
 
 
 def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> Request:
     """Read what a job is made from: the model's YAML, this machine, the clock.
 
-    Raises UsageError where there is no such model, its YAML is not one, or a variable is misspelt.
+    Raises UsageError for an unknown model, an unreadable YAML, and a misspelt variable.
     """
     script = training.script(settings)
     checkout = settings.MEGATRON_PATH
@@ -65,7 +65,7 @@ def read(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -
 
 
 def renew(request: Request) -> Request:
-    """Return the same launch at this moment: a sweep submits long after it has planned."""
+    """Return the same launch with the present time, because a sweep submits long after planning."""
     return dataclasses.replace(request, stamp=_stamp(request.settings))
 
 

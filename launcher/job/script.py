@@ -62,7 +62,7 @@ def _title(job: Job) -> str:
 
 
 def _lines(program: Sequence[str], arguments: Arguments) -> list[str]:
-    """Return a command as lines of a Bash array, one a flag."""
+    """Return a command as lines of a Bash array, with one flag on each line."""
     lines = [list(program), *(argument.words() for argument in arguments.values())]
     return [" ".join(quote(word) for word in line) for line in lines if line]
 

@@ -1,8 +1,8 @@
-"""SMOKE=1: the same recipe, shrunk to seconds with its structure kept.
+"""SMOKE=1: shrink a recipe to seconds and keep its structure.
 
-What decides whether a recipe works is kept: dense and MoE layers, the kind of attention, shared
-experts, the router, MTP, the shape of the pipeline layout, and every kind of parallelism that the
-recipe has, at size 2. What only decides how long it takes is made small.
+Everything that decides whether a recipe works is kept: dense and MoE layers, the kind of attention,
+shared experts, the router, MTP, the shape of the pipeline layout, and every kind of parallelism of
+the recipe, at size 2. Sizes that only decide how long it takes are made small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from launcher.config.arguments import Argument, Arguments, value
 ITERATIONS = 20
 ORIGIN = "SMOKE=1"
 
-# Sizes; a flag is replaced only where the recipe has it and it is larger.
+# Largest values; a flag is replaced only where the recipe has a larger value.
 WIDTHS = {
     "--hidden-size": 64,
     "--ffn-hidden-size": 128,
@@ -44,7 +44,7 @@ WIDTHS = {
     "--vocab-size": 512,
     "--make-vocab-size-divisible-by": 64,
 }
-# A smoke run neither reads nor leaves anything that outlives it, unless the command line asks.
+# A smoke run reads no data and leaves no checkpoint, unless the command line asks for it.
 REMOVED = (
     "--load",
     "--save",
@@ -78,7 +78,7 @@ RUN = {
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The small job."""
+    """The shrunken job."""
 
     arguments: Arguments
     ranks: int
@@ -146,7 +146,7 @@ def _sizes(arguments: Arguments) -> Sizes:
 
 
 def _fit(sizes: Sizes, limit: int) -> tuple[Sizes, int]:
-    """Return each size above 1 as 2 while the ranks last: pipeline, context, tensor, expert."""
+    """Return 2 for each size above 1 while ranks are left: first pipeline, last expert."""
     pp = 2 if sizes.pp > 1 and limit >= 2 else 1
     cp = 2 if sizes.cp > 1 and 2 * pp <= limit else 1
     tp = 2 if sizes.tp > 1 and 2 * pp * cp <= limit else 1
@@ -173,7 +173,7 @@ def _split(arguments: Arguments, small: dict[str, Argument], after: Sizes, put) 
         *(layout.ACCOUNTED if chunks == 1 else ()),
     ):
         small.pop(flag, None)
-    # Enough for a dense and an MoE layer, and for one of each kind of attention.
+    # Enough layers for a dense and an MoE layer, and for each kind of attention.
     least = int(value(arguments, "--linear-attention-freq") or 2)
     if chunks == 1:
         return least
@@ -186,7 +186,7 @@ def _split(arguments: Arguments, small: dict[str, Argument], after: Sizes, put) 
     if after.vpp > 1:
         put("--num-virtual-stages-per-pipeline-rank", after.vpp)
     if uneven is not None:
-        # With the last given too, Megatron divides the rest by no stages when they are virtual.
+        # With virtual stages and the last stage given too, Megatron would divide by zero.
         put("--decoder-first-pipeline-num-layers", 2 * after.vpp)
         return 3 * after.vpp
     per_chunk = max(-(-least // chunks), 2 if accounted else 1)

@@ -1,4 +1,4 @@
-"""What the user reads about a job before it starts, as text or, for tools, as JSON."""
+"""The summary of a job before it starts: text for the user, or JSON for tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell(job: Job, opinion: Opinion | None) -> None:
 
 
 def report(job: Job, opinion: Opinion | None = None, everything: bool = False) -> str:
-    """Return what is said of a job, in the form that PLAN_FORMAT asks for."""
+    """Return the summary of a job, in the form that PLAN_FORMAT asks for."""
     if job.settings.PLAN_FORMAT == "json":
         return as_json(job, opinion)
     lines = opinion.lines() if opinion else []
@@ -78,7 +78,7 @@ def _title(job: Job) -> str:
 def _sheet(job: Job, everything: bool) -> list[str]:
     if job.plan.shaped is None:
         return []
-    # A shrunken model's sizes tell nothing.
+    # The sizes of a shrunken model mean nothing.
     if job.settings.SMOKE:
         return sheet.structure(job.plan.shaped, job.site)
     return sheet.sheet(job.plan.shaped, job.site, everything)

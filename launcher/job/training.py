@@ -11,18 +11,20 @@ from launcher import ROOT
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
 
-ENTRY = ROOT / "launcher" / "megatron" / "pretrain.py"  # where a machine lacks something
+ENTRY = (
+    ROOT / "launcher" / "megatron" / "pretrain.py"
+)  # trains where a machine lacks GPUs or packages
 
 
 def script(settings: Settings) -> str | None:
-    """Return the script that trains; None where neither it nor a checkout is named."""
+    """Return the script that trains; None where neither a script nor a checkout is set."""
     if settings.TRAINING_SCRIPT_PATH:
         return settings.TRAINING_SCRIPT_PATH
     return f"{settings.MEGATRON_PATH}/pretrain_gpt.py" if settings.MEGATRON_PATH else None
 
 
 def entry_environment(settings: Settings) -> dict[str, tuple[str, str]]:
-    """Return what tells ENTRY which training script and which Megatron to run."""
+    """Return the environment that tells ENTRY which training script and which Megatron to run."""
     trains = script(settings)
     if trains is None:
         return {}
@@ -35,8 +37,8 @@ def entry_environment(settings: Settings) -> dict[str, tuple[str, str]]:
 def python(settings: Settings) -> tuple[Path, bool]:
     """Return the Python of the training processes, and whether it has what they need.
 
-    This Python is taken where it can import torch and Megatron already (in a container, say);
-    else the one that set-up makes under .venv/training.
+    This Python is taken where it can import torch and Megatron already, as in a container.
+    Otherwise it is the Python that the set-up makes under .venv/training.
     """
     own = Path(settings.WORKSPACE) / ".venv" / "training"
     if (
@@ -60,12 +62,12 @@ def set_up(settings: Settings) -> None:
 
 
 def has_package(python: Path, package: str) -> bool:
-    """Say whether a package lies beside an interpreter, without starting that."""
+    """Say whether an interpreter has a package, without starting the interpreter."""
     return any(python.parent.parent.glob(f"lib*/python3*/*-packages/{package}"))
 
 
 def installed(python: Path, package: str) -> str | None:
-    """Return a package's version from its dist-info beside an interpreter; None where it is not."""
+    """Return the version of an interpreter's package, from its dist-info; None without it."""
     pattern = f"lib*/python3*/site-packages/{package}-*.dist-info"
     found = sorted((python.parent.parent).glob(pattern))
     return found[0].name[len(package) + 1 : -len(".dist-info")] if found else None

@@ -1,8 +1,9 @@
-"""VERIFY=1: the same job through Megatron itself, on this machine and without its GPUs.
+"""VERIFY=1: let Megatron itself check the job, on this machine and without GPUs.
 
-launcher/megatron/verify.py is the judge: Megatron's parser, validation, configuration and process
-groups at the true world size, and the model of one rank of every pipeline stage on the meta device.
-Here its verdict is compared with the plan.
+launcher/megatron/verify.py is the judge. It runs Megatron's parser, validation, configuration and
+process groups at the true world size, and the model of one rank of every pipeline stage on the
+meta device.
+This module compares the verdict with the plan.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from launcher.job import training
 from launcher.job.draft import Job
 
 JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
-# The judge follows the arguments and builders of these; older releases have others.
+# The judge follows the arguments and builders of these releases; older ones differ.
 JUDGED = ("0.19", "dev")
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What Megatron says of a job, and where the plan says something else."""
+    """Megatron's verdict on a job, and where the plan differs from it."""
 
     megatron: str  # which Megatron was asked
     accepted: bool
     refused_by: str | None  # parser, validate_args, configuration, groups or model
-    message: str  # Megatron's own, of a refusal
+    message: str  # Megatron's own message where it refuses
     stages: int  # pipeline stages whose parameters were counted
     left_out: tuple[str, ...]  # flags that the model was built without, or with another value
     differences: tuple[str, ...]
@@ -42,13 +43,14 @@ class Opinion:
 
     @property
     def agrees(self) -> bool:
-        """Whether Megatron takes the job, and the plan is right about it."""
+        """Whether Megatron accepts the job, and the plan agrees with Megatron."""
         return self.accepted and not self.differences
 
     @property
     def refuses(self) -> bool:
-        """Whether Megatron refuses the job, or the plan is wrong about it; not where it could not
-        be asked to the end.
+        """Whether Megatron refuses the job, or the plan differs from Megatron.
+
+        A check that could not finish is no refusal.
         """
         return self.refused_by is not None or bool(self.differences)
 
@@ -61,7 +63,7 @@ class Opinion:
             if self.accepted
             else f"refuses the job ({self.refused_by}): {self.message}"
             if self.refused_by
-            else f"could not be asked to the end: {self.message}"
+            else f"could not finish its check: {self.message}"
         )
         built = f"it parsed, validated and grouped the whole job, and built {self.stages} stages"
         without = f" without {' '.join(self.left_out)}" if self.left_out else ""
@@ -83,15 +85,15 @@ def wanted(job: Job) -> Opinion | None:
 def before_submission(job: Job) -> Opinion | None:
     """Return Megatron's opinion of a job that is about to be submitted.
 
-    Without a word of VERIFY it is asked where it is here already, of a job of full size; VERIFY=0
-    turns that off. Raises UsageError as `ask` does, with VERIFY=1 alone.
+    Where VERIFY is not set, Megatron is asked about a job of full size, if it is installed here.
+    VERIFY=0 turns that off. Raises UsageError as `ask` does, but only with VERIFY=1.
     """
     settings = job.settings
     if settings.VERIFY:
         return wanted(job)
-    said = settings.origin("VERIFY") != "unset"
+    decided = settings.origin("VERIFY") != "unset"
     small = job.is_local or settings.SMOKE or settings.GPU == "none"
-    if said or small or job.objections or not _is_here(job):
+    if decided or small or job.objections or not _is_here(job):
         return None
     print("Megatron-Core itself reads the job first (VERIFY=0 leaves that out) …", file=sys.stderr)
     try:
@@ -165,9 +167,9 @@ def ask(job: Job) -> Opinion:
 def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
     """Return where plan and Megatron disagree: on the job, or on a stage's parameters."""
     if not verdict["accepted"] and verdict["refused_by"] is None:
-        return []  # a package or a GPU is missing here: that is no word on the job
+        return []  # a package or a GPU is missing here, which says nothing of the job
     if verdict["accepted"] != (not job.objections):
-        return ["it finds no error" if verdict["accepted"] is False else "it refuses the job"]
+        return ["it finds no error" if not verdict["accepted"] else "it refuses the job"]
     if not verdict["accepted"]:
         return []
     if job.plan.shaped is None or "parameters" in job.plan.shaped.unknown:
@@ -184,4 +186,4 @@ def _differences(job: Job, verdict: dict[str, Any]) -> list[str]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"

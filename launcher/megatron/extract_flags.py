@@ -75,9 +75,9 @@ def extract(checkout: Path | None) -> dict[str, dict[str, object]]:
 
     from megatron.core.transformer import transformer_config
 
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for module in (transformer_config, arguments):
-        said.update(_said_in_code(Path(inspect.getsourcefile(module))))
+        texts.update(_said_in_code(Path(inspect.getsourcefile(module))))
     fields = {_field(flag): flag for flag in _flags(everything)}
     entries: dict[str, dict[str, object]] = {}
     for action in everything._actions:
@@ -85,7 +85,7 @@ def extract(checkout: Path | None) -> dict[str, dict[str, object]]:
             for flag, entry in _entries(action):
                 text = _deprecated(action.help or "")
                 # The help usually knows best what to write instead.
-                text = text if "--" in text else said.get(_field(flag), text)
+                text = text if "--" in text else texts.get(_field(flag), text)
                 text = NAME.sub(lambda name: fields.get(name[1], name[0]), text)
                 entry.update({"needs": needs[flag]} if flag in needs else {})
                 entry.update({"deprecated": text} if text else {})

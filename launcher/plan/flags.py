@@ -90,9 +90,9 @@ class Catalogue(NamedTuple):
         if entry is None:
             return None
         if "alias" in entry:
-            said = {name: text for name, text in entry.items() if name != "alias"}
+            overrides = {name: text for name, text in entry.items() if name != "alias"}
             flag = str(entry["alias"])
-            entry = {**self.entries[flag], **said}
+            entry = {**self.entries[flag], **overrides}
         dest = flag.lstrip("-").replace("-", "_")
         return Flag(**{"dest": dest, **entry, "choices": tuple(entry.get("choices", ()))})
 
@@ -154,8 +154,8 @@ def _hint(flag: str, catalogue: Catalogue) -> str:
     earlier = [release for release in having if index(release) < at]
     if earlier:
         known = [_read(release).get(flag) for release in reversed(earlier)]
-        said = (one.deprecated for one in known if one)
-        advice = next((f". Megatron said: {text}" for text in said if text), "")
+        messages = (one.deprecated for one in known if one)
+        advice = next((f". Megatron said: {text}" for text in messages if text), "")
         return f": {_named(earlier[-1])} was the last release to have it{advice}"
     if having:
         return f": it came with {_named(having[0])}"

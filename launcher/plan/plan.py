@@ -87,15 +87,17 @@ def too_full(made: Shaped, site: Site) -> Finding | None:
     needed, has = worst.total / memory.GIB, GPUS[gpu].memory
     if needed <= remedies.USABLE * has:
         return None
-    said = f"pipeline rank {worst.pipeline_rank} needs {needed:.0f} GiB and GPU={gpu} has {has:.0f}"
+    message = (
+        f"pipeline rank {worst.pipeline_rank} needs {needed:.0f} GiB and GPU={gpu} has {has:.0f}"
+    )
     if needed <= has:
-        said += ", of which published runs lose 4 to 7 % to fragments"
+        message += ", of which published runs lose 4 to 7 % to fragments"
     known = remedies.recipe(site.model, gpu)
     ways = [f"{known} is a recipe for it"] if known else []
     change = remedies.smallest(made.case, made.shape, gpu)
     ways += [change] if change else []
     return Finding(
         "warning",
-        "; ".join([f"{said} (estimate, not calibrated on a GPU)", *ways]),
+        "; ".join([f"{message} (estimate, not calibrated on a GPU)", *ways]),
         "memory",
     )

@@ -113,7 +113,7 @@ def _stages(made: Shaped, gpu: str | None) -> list[str]:
     fullest = max(range(len(rows)), key=lambda row: rows[row][3])
     ends = {*range(ROWS // 2), *range(len(rows) - ROWS // 2, len(rows)), fullest}
     shown = [line for row, line in enumerate(lines) if row in ends]
-    return [*shown, f"           {len(lines) - len(shown)} more: python -m launcher plan --all"]
+    return [*shown, f"           {len(lines) - len(shown)} more: python3 -m launcher plan --all"]
 
 
 def _runs(made: Shaped, totals: Sequence[float] | None) -> Iterator[tuple[str, str, str, float]]:

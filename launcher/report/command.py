@@ -1,4 +1,4 @@
-"""`python -m launcher report RUN [RUN …]` and `report diff RUN RUN`."""
+"""`python3 -m launcher report RUN [RUN …]` and `report diff RUN RUN`."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def _write(path: str, content: str) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"report: {message} (python -m launcher report --help)")
+        raise UsageError(f"report: {message} (python3 -m launcher report --help)")
 
 
 def _read(words: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
-        prog="python -m launcher report",
+        prog="python3 -m launcher report",
         description="How fast a run was, whether that is good, and why it is not faster.",
         epilog="report diff RUN RUN shows what differs between two runs.",
         allow_abbrev=False,

@@ -115,10 +115,10 @@ def _run(path: Path, given: Given) -> Subject:
     for one in logs or [path / "log"]:
         reader.read(one)
     reader.finish()
-    said = _yaml(path / "arguments.yaml").get("arguments")
+    written = _yaml(path / "arguments.yaml").get("arguments")
     arguments = {
         flag: Argument(flag, tuple(map(str, one.get("values", ()))), str(one.get("origin", "")))
-        for flag, one in (said if isinstance(said, dict) else {}).items()
+        for flag, one in (written if isinstance(written, dict) else {}).items()
         if isinstance(one, dict)
     }
     environment = _yaml(path / "environment.yaml")
@@ -222,19 +222,19 @@ def _words(text: str, several: bool) -> tuple[str, ...]:
     return (member[1] if member else _TYPES.get(text, text),)
 
 
-def _values(said: object) -> dict[str, str]:
-    if not isinstance(said, dict):
+def _values(content: object) -> dict[str, str]:
+    if not isinstance(content, dict):
         return {}
     return {
         str(name): str(one["value"])
-        for name, one in said.items()
+        for name, one in content.items()
         if isinstance(one, dict) and one.get("value") is not None
     }
 
 
-def _flat(said: Mapping[str, Any], before: str = "") -> dict[str, str]:
+def _flat(content: Mapping[str, Any], before: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, one in said.items():
+    for name, one in content.items():
         if isinstance(one, dict):
             found.update(_flat(one, f"{before}{name} "))
         elif one is not None:
@@ -244,18 +244,18 @@ def _flat(said: Mapping[str, Any], before: str = "") -> dict[str, str]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _number(text: str | None) -> int | None:

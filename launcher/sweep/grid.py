@@ -2,9 +2,9 @@
 
 recipe: best_practice/…/run_….sh    # what is launched; without it, sbatch_benchmarking.sh
 in_flight: 4                        # jobs that wait or run at once
-variables: {NAME: value}            # a list is an axis of the grid, anything else fixed
-arguments: {--flag: value}          # likewise for Megatron; an axis may hold lists, true, false
-exclude: [{NAME: value}]            # leaves out the points with all of these (a list: any of it)
+variables: {NAME: value}            # a list is an axis of the grid, any other value is fixed
+arguments: {--flag: value}          # the same for flags; an axis may hold lists, true, false
+exclude: [{NAME: value}]            # leaves out points with all of these values (a list: any)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launcher.errors import UsageError, did_you_mean
 KEYS = ("recipe", "in_flight", "variables", "arguments", "exclude")
 IN_FLIGHT = 4
 POINTS = 10_000  # more is a mistake, not a sweep
-# What belongs to one launch, or to nobody's file.
+# Variables of a single launch, and secrets, which no file may hold.
 NOT_HERE = (*SECRETS, "DRY_RUN", "WAIT", "EXPLAIN", "TIMESTAMP", "WORKSPACE", "MODEL_NAME")
 Given = Optional[tuple[str, ...]]  # the words of a value; None: a flag that is left out
 
@@ -38,13 +38,13 @@ Given = Optional[tuple[str, ...]]  # the words of a value; None: a flag that is 
 class Point:
     """One combination."""
 
-    values: Mapping[str, Given]  # on the axes: what the point is known by
+    values: Mapping[str, Given]  # by axis; they identify the point
     variables: Mapping[str, str]
     words: tuple[str, ...]  # Megatron arguments
 
     @property
     def key(self) -> str:
-        """What tells this point from all others, in this file and in its later versions."""
+        """The point's identity, in this file and in its later versions."""
         return json.dumps(self.values, sort_keys=True, ensure_ascii=False)
 
     @property
@@ -68,7 +68,7 @@ class Grid:
     axes: Mapping[str, tuple[Given, ...]]
     fixed: Mapping[str, Given]
     exclude: tuple[Mapping[str, tuple[Given, ...]], ...]
-    doubts: tuple[str, ...] = ()  # variables that nobody may read
+    doubts: tuple[str, ...] = ()  # variables that no program may read
 
     def points(self) -> list[Point]:
         """Return the combinations that are not excluded, the last axis running fastest."""
@@ -133,7 +133,7 @@ def _named(node: yaml.Node | None, shown: str, section: str) -> list[tuple[str, 
     found = plain_yaml.named(node, shown, section, section == "arguments")
     for name, _, where in found:
         if name in NOT_HERE:
-            raise UsageError(f"{where}: {name} is set in the environment, not in a sweep")
+            raise UsageError(f"{where}: {name} cannot be in a sweep: set it in the environment")
     return found
 
 
@@ -147,7 +147,7 @@ def _alternatives(name: str, node: yaml.SequenceNode, where: str) -> tuple[Given
 
 
 def _given(name: str, node: yaml.Node, where: str) -> Given:
-    """Return a value's words: of a variable one; of a flag none, several, or None for no flag."""
+    """Return a value's words: one for a variable, any number for a flag, None to leave it out."""
     read = plain_yaml.value(node, where)
     if _is_flag(name):
         return (
@@ -156,7 +156,9 @@ def _given(name: str, node: yaml.Node, where: str) -> Given:
             else {True: (), False: None, None: None}.get(read, (read,))
         )
     if isinstance(read, tuple):
-        raise UsageError(f"{where}: {name} is a variable: its values are not lists")
+        raise UsageError(
+            f"{where}: {name} is a variable, so each of its values is one word, not a list"
+        )
     return ("" if read is None else node.value,)
 
 
@@ -185,7 +187,7 @@ def _exclude(
     if node is None:
         return ()
     if not isinstance(node, yaml.SequenceNode):
-        raise UsageError(f"{where}: exclude is to be a list of maps: - {{TP: 2, VPP: 4}}")
+        raise UsageError(f"{where}: exclude must be a list of maps: - {{TP: 2, VPP: 4}}")
     rules = []
     for child in node.value:
         rule: dict[str, tuple[Given, ...]] = {}
@@ -198,7 +200,9 @@ def _exclude(
             rule[name] = tuple(_given(name, each, where) for each in these)
             for each in rule[name]:
                 if each not in axes[name]:
-                    raise UsageError(f"{where}: {name} never is {' '.join(each or ('false',))!r}")
+                    raise UsageError(
+                        f"{where}: {name} never has the value {' '.join(each or ('false',))!r}"
+                    )
         if rule:
             rules.append(rule)
     return tuple(rules)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep in Slurm: what became of them, and room for the next."""
+"""The jobs of a sweep in Slurm: find their states, and wait for room for the next one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.sweep.state import State
 
 
 def settle(state: State) -> None:
-    """Find out what became of submissions that a crash or a silent Slurm cut off."""
+    """Find the outcome of submissions that a crash or a silent Slurm interrupted."""
     for key, facts in list(state.points.items()):
         if "run_dir" in facts and not {"job_id", "refused"} & facts.keys():
             job_id = _job_of(Path(facts["run_dir"]))
@@ -22,18 +22,18 @@ def settle(state: State) -> None:
 
 
 def _job_of(run_dir: Path) -> str | None:
-    """Return the job that was made of a run directory: by its notes, its log, or Slurm's queue."""
+    """Return the job of a run directory, from its notes, its log, or Slurm's queue."""
     notes = run_dir / "submission.yaml"
     known = yaml.safe_load(notes.read_text(encoding="utf-8")) if notes.exists() else {}
     if "job_id" in known:
         return known["job_id"]
-    if (run_dir / "log").is_symlink():  # the job itself makes it
+    if (run_dir / "log").is_symlink():  # the job itself makes this link
         return (run_dir / "log").resolve().stem
     try:
         found = slurm.find(run_dir / "job.sh")
     except slurm.NoAnswer as error:
         raise UsageError(
-            f"it cannot be told whether {run_dir} was submitted: {error}; "
+            f"nobody can tell whether {run_dir} was submitted: {error}; "
             "nothing was submitted now, try again"
         ) from None
     if found:
@@ -73,7 +73,7 @@ def make_room(limit: int, state: State, why: str) -> None:
 
 
 def states_of(state: State) -> dict[str, str]:
-    """Return Slurm's state of each submitted point; the final ones are kept."""
+    """Return Slurm's state of each submitted point, and record the final ones."""
     try:
         queued = {each.script: each.state for each in slurm.queue()}
         states = {}

@@ -1,4 +1,4 @@
-"""The points of a sweep as they would be launched, or why they cannot be."""
+"""Plan the points of a sweep: each as it would be launched, or the reason why it cannot be."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Planned:
     ranks: int = 0
     gib: float | None = None  # memory of the fullest rank, estimated
     refusal: str = ""
-    job: str = ""  # what tells its job from others
+    job: str = ""  # the same for two points whose jobs are the same
 
 
 def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[Planned]:
@@ -40,14 +40,16 @@ def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[P
     for name in read.axes:
         if environ.get(name) or any(word.partition("=")[0] == name for word in words):
             where = "on the command line" if name.startswith("-") else "in the environment"
-            raise UsageError(f"{name} is an axis of {read.path}, and it is set {where} too")
+            raise UsageError(
+                f"{name} is an axis of {read.path}, and it is set {where} too: drop one of them"
+            )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         planned = list(pool.map(partial(_plan, read, words, environ), read.points()))
     return _refuse_repeated(planned)
 
 
 def _plan(read: Grid, words: Sequence[str], environ: Mapping[str, str], point: Point) -> Planned:
-    # As everywhere, the environment wins over a file's fixed values; axes are not in it.
+    # The environment wins over the file's fixed values; it cannot hold an axis.
     given = {name: text for name, text in point.variables.items() if not environ.get(name)}
     try:
         sourced, all_words = bash_layers.source(
@@ -65,25 +67,25 @@ def _plan(read: Grid, words: Sequence[str], environ: Mapping[str, str], point: P
 
 
 def _refuse_repeated(planned: Sequence[Planned]) -> list[Planned]:
-    """Refuse each point whose job is that of a point before it: an axis has no effect there."""
+    """Refuse each point whose job equals an earlier one's: an axis has no effect there."""
     seen: dict[str, int] = {}
     found = []
     for number, each in enumerate(planned, 1):
         first = seen.setdefault(each.job, number) if each.job else number
         if first != number and not each.refusal:
-            reason = f"the same job as point {first}: what tells them apart has no effect"
+            reason = f"the same job as point {first}: the values that differ have no effect"
             each = dataclasses.replace(each, refusal=reason)
         found.append(each)
     return found
 
 
 def _fingerprint(job: Job) -> str:
-    """Return what the job computes, without the names and places that only this point has."""
+    """Return a hash of what the job computes, without the names and paths of this point."""
     settings = job.settings
     text = json.dumps([job.nodes, job.tasks_per_node, job.command, sorted(job.environment.items())])
     for own in (settings.OUTPUT_PATH, settings.RUN_NAME or ""):
         text = text.replace(json.dumps(own)[1:-1], "") if own else text
-    # sbatch's options that name neither: --qos, --segment, --time.
+    # The other options of sbatch count: --qos, --segment, --time.
     options = [option for option in job.sbatch if not option.startswith(("--job-name", "--output"))]
     return hashlib.sha256("\n".join([text, *options]).encode()).hexdigest()
 

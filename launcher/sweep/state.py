@@ -1,6 +1,6 @@
-"""What is known of a sweep's points, kept beside its file as one JSON line an event.
+"""The state of a sweep: a file beside the sweep's own, with a JSON line for each event.
 
-The lines are on disk before and after each sbatch, so a sweep can be stopped at any moment.
+A line is on disk before and after each sbatch, so a sweep can be stopped at any moment.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from launcher.errors import UsageError
 
 
 class State:
-    """What is known of the points that were begun, kept in a file that one sweep at a time holds.
+    """The points that were begun, in a file that only one sweep at a time may hold.
 
-    Of each point: run_dir (about to be submitted), then job_id or refused, later ended.
+    A point has run_dir before its submission, then job_id or refused, and ended later.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take the file. Raises UsageError when another sweep, or its last sbatch, still has it."""
+        """Lock the file. Raises UsageError where another sweep or its last sbatch holds it."""
         try:
             self.file = path.open("a+b")
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,7 +30,7 @@ class State:
         except OSError as error:
             raise UsageError(f"{path} cannot be used: {error.strerror}") from None
         self.points = recorded(path)
-        # What a crash left of a line was not yet done.
+        # A crash may leave half a line. What the line was to say had not been done yet.
         self.file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def note(self, key: str, **facts: str) -> None:
@@ -46,7 +46,7 @@ class State:
 
 
 def recorded(path: Path) -> dict[str, dict[str, str]]:
-    """Read a state file: facts by point. Raises UsageError for a line that is none of ours."""
+    """Read a state file: facts by point. Raises UsageError for any other line."""
     points: dict[str, dict[str, str]] = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.split("\n")[:-1], 1):

@@ -1,4 +1,4 @@
-"""`python -m launcher sweep FILE`: every point of a grid planned, and submitted exactly once."""
+"""`python3 -m launcher sweep FILE`: plan every point of a grid, and submit each once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from launcher.sweep.points import Planned, plan
 from launcher.sweep.state import State, recorded
 from launcher.sweep.tables import plan_table, result_table
 
-REFUSALS = 3  # that many at the start, and none accepted: something is wrong with all of them
+REFUSALS = 3  # so many refusals at the start mean that all points have the same fault
 
 
 def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Plan all points, submit what is left of them, print the tables; return the exit status."""
+    """Plan all points, submit the remaining ones, print the tables; return the exit status."""
     if not words or words[0].startswith("-"):
-        raise UsageError("python -m launcher sweep FILE [--megatron-flag value …]: FILE is missing")
+        raise UsageError(
+            "python3 -m launcher sweep FILE [--megatron-flag value …]: FILE is missing"
+        )
     read = grid.read(Path(words[0]))
     for doubt in read.doubts:
         say(f"warning: {doubt}")

@@ -38,7 +38,7 @@ def result_table(
     points: Mapping[str, Mapping[str, str]],
     states: Mapping[str, str],
 ) -> str:
-    """Return what became of each point: job, state, progress, median throughput, run directory."""
+    """Return the result of each point: job, state, progress, median throughput, run directory."""
     rows = [("#", "point", "job", "state", "iteration", "TFLOPS/GPU", "run directory")]
     for number, each in enumerate(planned, 1):
         facts = points.get(each.point.key, {})

@@ -66,6 +66,19 @@ def test_dispatcher_of_the_model_and_of_the_command_line():
     assert own.flag("--moe-flex-dispatcher-backend") is None
 
 
+def test_two_dispatchers_that_differ_are_an_error():
+    seen = launch(
+        MODEL="DeepSeek-V3", DRY_RUN="1", DISPATCHER="deepep", MOE_TOKEN_DISPATCHER="alltoall"
+    )
+    assert (seen.status, seen.stdout) == (1, "")
+    assert seen.stderr == (
+        "error: MOE_TOKEN_DISPATCHER=alltoall (environment) has no effect beside "
+        "DISPATCHER=deepep (environment): set DISPATCHER alone\n"
+    )
+    agreed = preview(DISPATCHER="deepep", MOE_TOKEN_DISPATCHER="flex")
+    assert agreed.flag("--moe-flex-dispatcher-backend") == ["deepep"]
+
+
 def test_names_of_the_release():
     old = preview(MCORE_RELEASE_VERSION="0.15", PR="fp8")
     assert old.flag("--moe-enable-deepep") == []

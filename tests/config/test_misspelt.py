@@ -60,7 +60,7 @@ def test_a_misspelt_dry_run_submits_nothing(tmp_path: Path):
     seen = launch(MODEL="DeepSeek-V3", OUTPUT_PATH=str(tmp_path), DRYRUN="1")
     assert (seen.status, seen.stdout) == (1, "")
     assert seen.stderr == (
-        "error: DRYRUN (environment) is not a variable of the launcher: DRY_RUN is\n"
+        "error: DRYRUN (environment) is not a variable of the launcher. Did you mean DRY_RUN?\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_what_a_config_sets_beyond_the_known_is_said(tmp_path: Path):
     path.write_text(f"{template}\nPARTITON=big\n", encoding="utf-8")
     seen = launch(MODEL="DeepSeek-V3", CLUSTER=str(path), DRY_RUN="1")
     assert seen.stderr == (
-        f"error: PARTITON ({path}) is not a variable of the launcher: PARTITION is\n"
+        f"error: PARTITON ({path}) is not a variable of the launcher. Did you mean PARTITION?\n"
     )
 
 

@@ -68,7 +68,7 @@ def test_too_little_memory_is_a_warning():
 
 
 def plan(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m launcher plan`."""
+    """Run `python3 -m launcher plan`."""
     return subprocess.run(
         [sys.executable, "-m", "launcher", "plan", *words],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""`python -m launcher report`: gate, files, differences, trackers."""
+"""`python3 -m launcher report`: gate, files, differences, trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.report import difference, gate, subject, summary
+from launcher.report import difference, gate, page, subject, summary
 from tests.report.runs import make, steady_log
 
 
@@ -94,3 +94,23 @@ def test_several_and_their_difference(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_expectations_are_read_exactly():
     assert gate.read("338", "5%", "tflops") == gate.Expectation(338.0, 0.05, "tflops")
     assert gate.read("338.5", "0.02", "tokens").tolerance == 0.02
+
+
+def test_the_training_environment_draws_the_page_where_this_python_cannot(monkeypatch, tmp_path):
+    """A stand-in takes the place of a Python without Plotly, and of the one that takes over."""
+    python = tmp_path / ".venv" / "training" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    started = []
+
+    def execv(path: str, words: list[str]) -> None:
+        started.append((path, words))
+        raise SystemExit
+
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(page, "available", lambda: False)
+    monkeypatch.setattr(cli.os, "execv", execv)
+    with pytest.raises(SystemExit):
+        cli.main(["report", "run", "--html=page.html"])
+    entry = str(tmp_path / "launcher" / "__main__.py")
+    assert started == [(str(python), [str(python), entry, "report", "run", "--html=page.html"])]

@@ -89,18 +89,18 @@ def test_a_point_stays_itself_when_the_file_grows(sweep_file):
         ("variable: {TP: 1}", ":1: unknown key 'variable'; allowed: recipe, in_flight, variables, arguments, exclude. Did you mean variables?"),
         ("variables:\n  TP: [1, 1]", ":2: TP has the same value twice"),
         ("variables:\n  TP: []", ":2: TP has no values"),
-        ("variables:\n  TP: 1\n  TP: 2", ":3: TP is there twice"),
-        ("variables:\n  TP: [[1, 2]]", ":2: TP is a variable: its values are not lists"),
+        ("variables:\n  TP: 1\n  TP: 2", ":3: TP is set twice"),
+        ("variables:\n  TP: [[1, 2]]", ":2: TP is a variable, so each of its values is one word, not a list"),
         ("variables:\n  --lr: 1", ":2: '--lr' in variables is not a variable's name"),
         ("arguments:\n  TP: 1", ":2: 'TP' in arguments is not a flag (--name)"),
-        ("variables:\n  HF_TOKEN: secret", ":2: HF_TOKEN is set in the environment, not in a sweep"),
-        ("variables:\n  DRY_RUN: 1", ":2: DRY_RUN is set in the environment, not in a sweep"),
+        ("variables:\n  HF_TOKEN: secret", ":2: HF_TOKEN cannot be in a sweep: set it in the environment"),
+        ("variables:\n  DRY_RUN: 1", ":2: DRY_RUN cannot be in a sweep: set it in the environment"),
         ("in_flight: 0", ":1: in_flight='0' is not allowed: integer ≥ 1"),
         ("in_flight: many", ":1: in_flight='many' is not allowed: integer ≥ 1"),
         ("recipe: nowhere.sh", ":1: recipe: nowhere.sh: there is no such file"),
         ("variables: {TP: [1, 2]}\nexclude: [{PP: 1}]", ":2: PP is no axis; axes: TP. Did you mean TP?"),
-        ("variables: {TP: [1, 2]}\nexclude: [{TP: 3}]", ":2: TP never is '3'"),
-        ("variables: {TP: [1, 2]}\nexclude: {TP: 1}", ":2: exclude is to be a list of maps: - {TP: 2, VPP: 4}"),
+        ("variables: {TP: [1, 2]}\nexclude: [{TP: 3}]", ":2: TP never has the value '3'"),
+        ("variables: {TP: [1, 2]}\nexclude: {TP: 1}", ":2: exclude must be a list of maps: - {TP: 2, VPP: 4}"),
         ("variables: {TP: {a: 1}}", ":1: a value is a scalar or a list, not a map"),
         ("variables: [TP]", ":1: variables is to hold `name: value` lines"),
         ("variables: TP: 1", ":1: not valid YAML: "),
@@ -244,7 +244,7 @@ def test_layers_give_words_and_environment_unchanged(tmp_path: Path):
 def test_a_broken_layer_is_one_line(tmp_path: Path):
     conf = tmp_path / "mine.conf"
     conf.write_text("no_such_command\n")
-    with pytest.raises(UsageError, match=r"did not get through its layers: .*no_such_command"):
+    with pytest.raises(UsageError, match=r"failed while Bash read its layers: .*no_such_command"):
         bash_layers.source(
             bash_layers.ENTRY, [], {"PATH": os.environ["PATH"], "CLUSTER": str(conf)}
         )
@@ -256,7 +256,7 @@ def test_no_file():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (seen.returncode, seen.stderr) == (
-        1, "error: python -m launcher sweep FILE [--megatron-flag value …]: FILE is missing\n",
+        1, "error: python3 -m launcher sweep FILE [--megatron-flag value …]: FILE is missing\n",
     )  # fmt: skip
 
 
@@ -271,4 +271,4 @@ def test_an_axis_that_is_misspelt_is_an_error(sweep_file):
     path = sweep_file("variables:\n  MODEL: Qwen3-30B-A3B\n  NODES: [1, 2]\n")
     seen = run(path, DRY_RUN="1")
     assert (seen.returncode, seen.stdout) == (1, "")
-    assert seen.stderr.endswith(":3) is not a variable of the launcher: NNODES is\n")
+    assert seen.stderr.endswith(":3) is not a variable of the launcher. Did you mean NNODES?\n")

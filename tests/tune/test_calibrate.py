@@ -35,6 +35,26 @@ def test_measuring_runs_through_on_a_cpu():
     assert len(calibrate.told(found)) == 4  # no FP8, no all-to-all
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["nothere"], "calibrate: 'nothere' is no folder of a run"),
+        (["--seconds", "x"], "calibrate --seconds 'x': a number of seconds is needed"),
+        (["--seconds"], "calibrate --seconds '': a number of seconds is needed"),
+        (["--second", "3"], "calibrate has no option '--second': it takes --seconds SECONDS, or runs"),
+    ],
+)  # fmt: skip
+def test_words_that_calibrate_does_not_take(words, reason, tmp_path):
+    seen = launch(words, LAUNCHER_COMMAND="calibrate", OUTPUT_PATH=str(tmp_path), **JOB)
+    assert (seen.status, seen.stdout, seen.stderr) == (1, "", f"error: {reason}\n")
+
+
+def test_nothing_is_written_to_the_template_s_placeholder(tmp_path):
+    seen = launch(LAUNCHER_COMMAND="calibrate", OUTPUT_PATH="YOUR_OUTPUT_DIR", **JOB)
+    assert seen.status == 1
+    assert "OUTPUT_PATH='YOUR_OUTPUT_DIR' (environment) still has a placeholder" in seen.stderr
+
+
 def test_a_gpus_name_is_recognised():
     assert calibrate.named("NVIDIA H100 80GB HBM3") == "H100"
     assert calibrate.named("NVIDIA GB200") == "GB200"
@@ -88,5 +108,5 @@ def test_what_is_no_run_is_refused(tmp_path):
         OUTPUT_PATH=str(tmp_path),
     )  # fmt: skip
     assert done.status == 1
-    assert "nothing: no folder of a run" in done.stderr
+    assert "'nothing' is no folder of a run" in done.stderr
     assert (ROOT / "launcher" / "calibrate.py").is_file()

@@ -48,6 +48,16 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tune")
 
 
+def test_an_option_that_is_misspelt_is_an_error(tmp_path):
+    seen = launch(
+        ["--fre", "all"], LAUNCHER_COMMAND="tune", MODEL="Qwen3-30B-A3B", OUTPUT_PATH=str(tmp_path)
+    )
+    assert (seen.status, seen.stdout) == (1, "")
+    assert "--fre is no argument of Megatron-Core 0.19" in seen.stderr
+    assert "Options of tune: --free SIZES, --keep-recompute, --sweep-file FILE" in seen.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_ten_distinct_results_that_keep_what_is_fixed(folder):
     done = tuned(str(folder))

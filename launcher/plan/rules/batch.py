@@ -72,8 +72,8 @@ def evaluation_batches(case: Case) -> Iterator[str]:
     if total is None:
         total = case.size("--micro-batch-size") * case.data
     if total % step:
-        said = ", ".join(case.said(flag) for flag in given or ["--global-batch-size"])
-        yield f"{said}: an evaluation batch of {total} is not a multiple of MBS*DP = {step}"
+        setting = ", ".join(case.said(flag) for flag in given or ["--global-batch-size"])
+        yield f"{setting}: an evaluation batch of {total} is not a multiple of MBS*DP = {step}"
 
 
 def interleaved_micro_batches(case: Case) -> Iterator[str]:

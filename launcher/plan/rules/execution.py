@@ -37,19 +37,19 @@ def expert_overlap(case: Case) -> Iterator[str]:
     """TransformerConfig: what hiding the all-to-all behind another micro-batch needs."""
     if not case.has(OVERLAP):
         return
-    said = case.said(OVERLAP)
+    setting = case.said(OVERLAP)
     if case.pipeline > 1 and case.virtual == 1:
-        yield f"{said} with PP={case.pipeline} needs virtual stages: VPP above 1"
+        yield f"{setting} with PP={case.pipeline} needs virtual stages: VPP above 1"
     if case.expert == 1:
-        yield f"{said} needs EP above 1"
+        yield f"{setting} needs EP above 1"
     if case.dispatcher not in ("alltoall", "flex"):
-        yield f"{said} needs --moe-token-dispatcher-type alltoall or flex, not {case.dispatcher}"
+        yield f"{setting} needs --moe-token-dispatcher-type alltoall or flex, not {case.dispatcher}"
     if not case.has("--bf16", "--fp16"):
-        yield f"{said} needs --bf16 or --fp16"
+        yield f"{setting} needs --bf16 or --fp16"
     if case.has("--moe-shared-expert-overlap"):
-        yield f"{said} cannot go with {case.said('--moe-shared-expert-overlap')}"
+        yield f"{setting} cannot go with {case.said('--moe-shared-expert-overlap')}"
     if case.mtp > 1:
-        yield f"{said} allows one MTP layer, not {case.said('--mtp-num-layers')}"
+        yield f"{setting} allows one MTP layer, not {case.said('--mtp-num-layers')}"
 
 
 def expert_overlap_recompute(case: Case) -> Iterator[str]:
@@ -198,28 +198,28 @@ def recompute_modules(case: Case) -> Iterator[str]:
     """TransformerConfig: selective recomputation is of known modules that the model has."""
     if case.granularity != "selective":
         return
-    said = case.said(MODULES)
+    setting = case.said(MODULES)
     known = (*RECOMPUTABLE, "gdn_norm_out") if case.since("0.19") else RECOMPUTABLE
     if case.release == "dev":
         known = (*known, "gdn", "mhc")
     unknown = sorted(case.recomputed - set(known))
     if unknown:
-        yield f"{said}: {unknown[0]} is none of {', '.join(known)}"
+        yield f"{setting}: {unknown[0]} is none of {', '.join(known)}"
     if "moe_act" in case.recomputed and not case.has("--moe-grouped-gemm"):
-        yield f"{said}: moe_act needs --moe-grouped-gemm"
+        yield f"{setting}: moe_act needs --moe-grouped-gemm"
     if "mla_up_proj" in case.recomputed and not case.has("--multi-latent-attention"):
-        yield f"{said}: mla_up_proj needs --multi-latent-attention"
+        yield f"{setting}: mla_up_proj needs --multi-latent-attention"
     variant = case.text("--experimental-attention-variant")
     if "gdn_norm_out" in case.recomputed and variant != "gated_delta_net":
-        yield f"{said}: gdn_norm_out needs --experimental-attention-variant gated_delta_net"
+        yield f"{setting}: gdn_norm_out needs --experimental-attention-variant gated_delta_net"
     if (
         "shared_experts" in case.recomputed
         and case.number("--moe-shared-expert-intermediate-size") is not None
         and case.has("--moe-shared-expert-overlap")
     ):
-        yield f"{said}: shared_experts cannot go with {case.said('--moe-shared-expert-overlap')}"
+        yield f"{setting}: shared_experts cannot go with {case.said('--moe-shared-expert-overlap')}"
     if case.fp8 == "delayed" and case.recomputed & {"moe_act", "layernorm"}:
-        yield f"{said}: moe_act and layernorm cannot go with --fp8-recipe delayed"
+        yield f"{setting}: moe_act and layernorm cannot go with --fp8-recipe delayed"
 
 
 def recomputed_for_nothing(case: Case) -> Iterator[str]:
@@ -262,7 +262,7 @@ def activations_to_cpu(case: Case) -> Iterator[str]:
     flag, modules = "--fine-grained-activation-offloading", "--offload-modules"
     if not case.has(flag):
         return
-    chosen, said = set(case.words(modules)), case.said(modules)
+    chosen, setting = set(case.words(modules)), case.said(modules)
     if case.text("--transformer-impl") != "transformer_engine":
         yield f"{case.said(flag)} needs --transformer-impl transformer_engine"
     if (case.number("--cpu-offloading-num-layers") or 0) > 0:
@@ -271,27 +271,27 @@ def activations_to_cpu(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs {modules}: {', '.join(OFFLOADABLE)}"
     unknown = sorted(chosen - set(OFFLOADABLE))
     if unknown:
-        yield f"{said}: {unknown[0]} is none of {', '.join(OFFLOADABLE)}"
+        yield f"{setting}: {unknown[0]} is none of {', '.join(OFFLOADABLE)}"
     if "attn_proj" in chosen and "core_attn" not in chosen:
-        yield f"{said}: attn_proj needs core_attn beside it"
+        yield f"{setting}: attn_proj needs core_attn beside it"
     inside = sorted(chosen & INSIDE_EXPERTS)
     if inside and case.granularity == "selective" and "moe" in case.recomputed:
-        yield f"{said}: {inside[0]} cannot go with moe in {MODULES}, which recomputes it"
+        yield f"{setting}: {inside[0]} cannot go with moe in {MODULES}, which recomputes it"
     if "fused_group_mlp" in chosen:
         if not case.has("--use-transformer-engine-op-fuser"):
-            yield f"{said}: fused_group_mlp needs --use-transformer-engine-op-fuser"
+            yield f"{setting}: fused_group_mlp needs --use-transformer-engine-op-fuser"
         if len(inside) > 1:
-            yield f"{said}: fused_group_mlp has expert_fc1 and moe_act in it already"
+            yield f"{setting}: fused_group_mlp has expert_fc1 and moe_act in it already"
 
 
 def activations_to_cpu_in_graphs(case: Case) -> Iterator[str]:
     """TransformerConfig: which offloading CUDA graphs allow."""
     if not case.has("--fine-grained-activation-offloading") or case.graphs == "none":
         return
-    chosen, said = set(case.words("--offload-modules")), case.said("--cuda-graph-impl")
+    chosen, setting = set(case.words("--offload-modules")), case.said("--cuda-graph-impl")
     if case.graphs == "local" and (chosen - INSIDE_EXPERTS or not case.graphed):
         inside = ", ".join(sorted(INSIDE_EXPERTS))
-        yield f"{said} allows offloading of {inside} alone, and with named modules"
+        yield f"{setting} allows offloading of {inside} alone, and with named modules"
     elif "moe" in case.graphed:
         yield f"{case.said(case.graph_flag)}: moe cannot go with activation offloading"
     steps = "--cuda-graph-warmup-steps"
@@ -299,7 +299,7 @@ def activations_to_cpu_in_graphs(case: Case) -> Iterator[str]:
         yield f"{case.said(steps)} has to be above 0 with activation offloading"
     limit = "--fine-grained-offloading-max-inflight-offloads"
     if case.graphs == "full_iteration" and case.number(limit) is None:
-        yield f"{said} with activation offloading needs {limit}"
+        yield f"{setting} with activation offloading needs {limit}"
 
 
 def one_graph_flag(case: Case) -> Iterator[str]:
@@ -320,27 +320,27 @@ def graph_modules(case: Case) -> Iterator[str]:
         yield f"{case.said(case.graph_flag)} cannot go with {case.said('--cuda-graph-impl')}"
     if case.graphs not in ("local", "transformer_engine"):
         return
-    captured, said = case.graphed, case.said(case.graph_flag)
+    captured, setting = case.graphed, case.said(case.graph_flag)
     if {"moe", "moe_router"} <= captured:
-        yield f"{said}: moe has moe_router in it; drop one"
+        yield f"{setting}: moe has moe_router in it; drop one"
     if "moe_preprocess" in captured and "moe_router" not in captured:
-        yield f"{said}: moe_preprocess needs moe_router"
+        yield f"{setting}: moe_preprocess needs moe_router"
     if not case.experts or case.experts <= 1:
         if captured & {"moe", "moe_router"}:
-            yield f"{said}: the model has no experts"
+            yield f"{setting}: the model has no experts"
         return
     pattern = case.text("--moe-layer-freq") or "1"
     if "mlp" in captured and (pattern == "1" or ("[" in pattern and "0]" not in pattern)):
-        yield f"{said}: mlp is a dense layer's, and the model has none"
+        yield f"{setting}: mlp is a dense layer's, and the model has none"
     factor = case.real("--moe-expert-capacity-factor")
     dropping = factor is not None and factor >= 0
     if dropping and case.has("--moe-pad-expert-input-to-capacity"):
         return
     if "moe" in captured:
-        yield f"{said}: moe needs a capacity factor and --moe-pad-expert-input-to-capacity"
+        yield f"{setting}: moe needs a capacity factor and --moe-pad-expert-input-to-capacity"
     waits = case.dispatcher == "alltoall" and (dropping or case.has("--moe-router-padding-for-fp8"))
     if waits and "moe_preprocess" in captured:
-        yield f"{said}: moe_preprocess waits for the CPU with a capacity factor and alltoall"
+        yield f"{setting}: moe_preprocess waits for the CPU with a capacity factor and alltoall"
 
 
 def graphs_with_recompute(case: Case) -> Iterator[str]:
@@ -351,21 +351,21 @@ def graphs_with_recompute(case: Case) -> Iterator[str]:
         if case.graphs != "full_iteration":
             yield f"{case.said('--cuda-graph-impl')} cannot go with full recomputation"
         return
-    said = f"{case.said(case.graph_flag)} with {case.said(MODULES)}"
+    setting = f"{case.said(case.graph_flag)} with {case.said(MODULES)}"
     around = "moe" in case.recomputed and "moe_router" in case.graphed
     if case.graphs == "transformer_engine" and around:
-        yield f"{said}: moe_router is captured and moe recomputed around it"
+        yield f"{setting}: moe_router is captured and moe recomputed around it"
     whole = case.graphs == "full_iteration" or not case.graphed
     attention = whole or "attn" in case.graphed
     if case.real("--attention-dropout") != 0 and attention and "core_attn" in case.recomputed:
-        yield f"{said}: a captured core_attn cannot be recomputed with --attention-dropout"
+        yield f"{setting}: a captured core_attn cannot be recomputed with --attention-dropout"
     if case.real("--hidden-dropout") != 0:
         for module in ("mlp", "moe"):
             if module in case.recomputed and (whole or module in case.graphed):
-                yield f"{said}: a captured {module} cannot be recomputed with --hidden-dropout"
+                yield f"{setting}: a captured {module} cannot be recomputed with --hidden-dropout"
     jitter = case.has("--moe-input-jitter-eps")
     if jitter and "moe" in case.recomputed and (whole or "moe" in case.graphed):
-        yield f"{said}: a captured moe cannot be recomputed with --moe-input-jitter-eps"
+        yield f"{setting}: a captured moe cannot be recomputed with --moe-input-jitter-eps"
 
 
 def whole_iteration(case: Case) -> Iterator[str]:

@@ -110,16 +110,16 @@ def uneven_split(case: Case) -> Iterator[str]:
             return
     stages = case.pipeline - len(given)
     rest = case.layers - sum(case.size(flag) for flag in given)
-    said = " and ".join(case.said(flag) for flag in given)
+    ends = " and ".join(case.said(flag) for flag in given)
     if stages < 0 or bool(rest) != bool(stages):
-        yield f"{said} leave {rest} of {case.layers} layers to {max(stages, 0)} other stages"
+        yield f"{ends} leave {rest} of {case.layers} layers to {max(stages, 0)} other stages"
     elif stages and rest % (stages * chunks):
         yield (
-            f"{said} leave {rest} layers, which cannot be split over {stages} other stages"
+            f"{ends} leave {rest} layers, which cannot be split over {stages} other stages"
             + (f" of {chunks} virtual ones" if chunks > 1 else "")
         )
     elif not stages and chunks > 1:
-        yield f"{said} leave no stage between them; {chunks} virtual stages need one"
+        yield f"{ends} leave no stage between them; {chunks} virtual stages need one"
 
 
 def overfull_ends(case: Case) -> Iterator[str]:
@@ -127,8 +127,8 @@ def overfull_ends(case: Case) -> Iterator[str]:
     given = [flag for flag in (FIRST, LAST) if case.has(flag)]
     total = sum(case.size(flag) for flag in given)
     if given and total > case.layers and not any(uneven_split(case)):
-        said = " and ".join(case.said(flag) for flag in given)
-        yield f"{said} are more than the {case.layers} layers of the model"
+        ends = " and ".join(case.said(flag) for flag in given)
+        yield f"{ends} are more than the {case.layers} layers of the model"
 
 
 def readable_layout(case: Case) -> Iterator[str]:
