@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader has gone (… | head); that is its right.
+        # The reader has gone, as in `… | head`, and that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ class Command:
 
     @property
     def help(self) -> tuple[str, str]:
-        """What it does, in a line, and the rest."""
+        """The first line of its help, and the rest."""
         first, _, rest = (self.run.__doc__ or "").partition("\n")
         return first, "\n".join(line.strip() for line in rest.strip().splitlines())
 
@@ -67,8 +67,8 @@ class Command:
 def _submit(words: Sequence[str]) -> int:
     """Submit the job, or preview it with DRY_RUN=1.
 
-    The same as `bash sbatch_benchmarking.sh`. MODEL names the job and CLUSTER its place; further
-    variables change it, and flags go to Megatron as they are:
+    The same as `bash sbatch_benchmarking.sh`. MODEL names the model, and CLUSTER the place where it
+    runs. Further variables change the job, and flags go to Megatron as they are:
 
     MODEL=DeepSeek-V3 CLUSTER=mine TP=2 bash sbatch_benchmarking.sh --mtp-num-layers 1
     """
@@ -94,7 +94,8 @@ def _submit(words: Sequence[str]) -> int:
 def _sweep(words: Sequence[str]) -> int:
     """Submit every point of a YAML grid once, or plan them with DRY_RUN=1.
 
-    Run it again to continue, or to see the results. WAIT=1 stays until the last job has ended.
+    FILE is the grid (design_docs/sweeps.md). The same command continues a sweep, and shows its
+    results. WAIT=1 stays until the last job has ended.
     """
     from launcher.sweep import sweep  # other commands do without
 
@@ -102,9 +103,10 @@ def _sweep(words: Sequence[str]) -> int:
 
 
 def _plan(words: Sequence[str]) -> int:
-    """Print what the job is and whether it can work (status 1: no); --all: every stage.
+    """Print what the job is, whether it can work, and how long a step takes.
 
-    PLAN_FORMAT=json prints it for tools, VERIFY=1 asks Megatron itself too.
+    The exit status is 1 where it cannot work. --all shows every stage. PLAN_FORMAT=json prints the
+    plan for tools, and VERIFY=1 asks Megatron itself too.
     """
     given = [word for word in words if word != "--all"]
     read = _request("plan", words, given)
@@ -121,15 +123,15 @@ def _plan(words: Sequence[str]) -> int:
 
 
 def _arguments(words: Sequence[str]) -> int:
-    """Print the job's Megatron arguments, resolved, one a line, with the place that set each."""
+    """Print every Megatron argument of the job, with the place that set it."""
     print(explain(_job("arguments", words)))
     return 0
 
 
 def _argv(words: Sequence[str]) -> int:
-    """Print the job for other programs: a JSON object of argv, world_size and release.
+    """Print the job for other programs, as a JSON object of argv, world_size and release.
 
-    It is an error where the release's parser would refuse an argument.
+    An argument that the release's parser would refuse is an error.
     """
     job = _job("argv", words)
     release = job.settings.MCORE_RELEASE_VERSION
@@ -145,8 +147,9 @@ def _argv(words: Sequence[str]) -> int:
 def _tune(words: Sequence[str]) -> int:
     """Print the sizes with which the job would be fastest, and write a sweep that tries them.
 
-    TP, PP, VPP, EP, CP and MBS are chosen where no variable sets them; --free all, or --free TP,PP,
-    chooses them all the same. --keep-recompute leaves recomputation as it is.
+    It chooses TP, PP, VPP, EP, CP and MBS where neither a variable nor a flag sets them. --free all
+    or --free TP,PP chooses sizes that are set, too. --keep-recompute leaves recomputation as it is.
+    The sweep goes to $OUTPUT_PATH/tune.yaml, or to --sweep-file.
     """
     from launcher import tune  # other commands do without
 
@@ -155,10 +158,11 @@ def _tune(words: Sequence[str]) -> int:
 
 
 def _calibrate(words: Sequence[str]) -> int:
-    """Measure this node's GPU, or take over what runs reached, for later projections.
+    """Measure this node's GPU, or read runs' step times, so that projections fit a cluster.
 
-    Without a run it takes half a minute, or what --seconds says: start it on a node like those the
-    jobs run on. Folders of runs add their step times. Both are kept in OUTPUT_PATH.
+    A measurement takes half a minute, or as long as --seconds says. Start it on a node of the kind
+    that the jobs run on. RUN is the folder of a run. Both results go to
+    $OUTPUT_PATH/calibration.json, which later plans read.
     """
     from launcher import calibrate  # other commands do without
 
@@ -196,17 +200,17 @@ def _help(words: Sequence[str]) -> int:
 
 
 def _report(words: Sequence[str]) -> int:
-    """Print how fast runs were, whether that is good, and why not faster; diff: what differs.
+    """Print how fast runs were, whether that is good, and why not faster; `diff` compares two.
 
     RUN is a run directory or a bare log. Options:
       --format text|markdown|csv|json
       --window steady|last10|30-45|all|A-B  which iterations count
-      --html FILE                           one self-contained page with plots
-      --expect NUMBER --tolerance 5%        status 1 where a run is slower
-      --metric tflops|logged|tokens|step    what is expected
-      --junit FILE                          the verdicts for a pipeline
-      --track                               the numbers into the run's TensorBoard and W&B
-      --gpus N --gpu H100 --model NAME --sequence N  what a bare log does not say
+      --html FILE                           write one self-contained page with plots
+      --expect NUMBER --tolerance 5%        end with status 1 where a run is slower
+      --metric tflops|logged|tokens|step    the number that --expect is about
+      --junit FILE                          write the verdicts for a pipeline
+      --track                               add the numbers to the run's TensorBoard and W&B
+      --gpus N --gpu H100 --model NAME --sequence N  say what a bare log does not say
     """
     from launcher.report import command, page  # other commands do without
 
@@ -238,9 +242,9 @@ def _job(command: str, words: Sequence[str]) -> Job:
 
 
 def _request(command: str, words: Sequence[str], given: Sequence[str] | None = None) -> Request:
-    """Return what the user said; where no layer has been sourced yet, start over through them.
+    """Return the user's request; without sourced layers, start again through the entry point.
 
-    `given` are the words that go to Megatron, where those are not all.
+    `given` are the words for Megatron, where some of the words are the command's own.
     """
     if LAYER_ORIGINS not in os.environ:
         os.environ["LAUNCHER_COMMAND"] = command

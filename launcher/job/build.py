@@ -300,7 +300,7 @@ def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Sett
         return settings
     if settings.origin("VPP") == "environment":
         raise UsageError(
-            f"VPP={settings.VPP} (environment), but {origin} results in {runs} on each "
+            f"VPP={settings.VPP} (environment), but {origin} makes {runs} virtual "
             "pipeline rank: drop one of them"
         )
     return replace(settings, "VPP", str(runs), origin)

@@ -1,1 +1,1 @@
-"""What a run's log says."""
+"""The report of a run: how fast it was, by its log."""

@@ -15,7 +15,7 @@ FORMATS = ("text", "markdown", "csv", "json")
 
 
 def command(words: Sequence[str]) -> int:
-    """Print the report of one or several runs, or what differs between two; the exit status.
+    """Print the report of runs, or what differs between two of them; return the exit status.
 
     Raises UsageError.
     """
@@ -25,7 +25,7 @@ def command(words: Sequence[str]) -> int:
     if differ:
         del runs[0]
         if len(runs) != 2:
-            raise UsageError(f"report diff takes two runs, {len(runs)} were given")
+            raise UsageError(f"report diff takes two runs; given: {len(runs)}")
     known = subject.Given(given.gpus, given.gpu, given.model, given.sequence)
     reports = [summary.report(subject.read(Path(run), known), given.window) for run in runs]
     expected = (
@@ -40,7 +40,9 @@ def command(words: Sequence[str]) -> int:
                 print(line, file=sys.stderr)
     if expected is None:
         if given.junit:
-            raise UsageError("--junit needs --expect: what is to be held against what?")
+            raise UsageError(
+                "--junit needs --expect NUMBER: without it there is no verdict to write"
+            )
         return 0
     verdicts = [gate.judge(made, expected) for made in reports]
     for verdict in verdicts:

@@ -19,12 +19,12 @@ RESULTS = {
     "loss": "lm loss",
     "iteration": "iteration",
 }
-# They name the run, and differ always.
+# These name the run, so they always differ.
 OWN = {"TIMESTAMP", "--wandb-exp-name", "--tensorboard-dir", "--save", "--load", "--wandb-save-dir"}
 
 
 def diff(first: Report, second: Report) -> str:
-    """Return the differences as text, a line each; the second run's change in percent."""
+    """Return the differences, one on each line, with the second run's change in percent."""
     lines = [f"a  {first.subject.path}", f"b  {second.subject.path}"]
     for title, found in (
         ("results", _results(first, second)),

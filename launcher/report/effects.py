@@ -1,4 +1,4 @@
-"""What one choice is worth, as it was measured on public runs: the sizes of known differences."""
+"""The effect of single choices on speed, as measured on public runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LM = "NVIDIA/Megatron-LM@402bc50b1c"
 
 @dataclass(frozen=True)
 class Effect:
-    """By how much the better choice was faster: 0.2 is 20 % more tokens a second."""
+    """The gain of the better choice: 0.2 is 20 % more tokens a second."""
 
     low: float
     high: float

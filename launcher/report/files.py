@@ -10,10 +10,10 @@ from launcher.report import page, subject, summary, trace
 
 
 def write(run: Path, python: Path) -> list[str]:
-    """Write a run's report into its directory; return what the terminal should say.
+    """Write a run's report into its directory; return the lines for the terminal.
 
-    `python` draws the page where this one has no Plotly. A report that fails is one line: the run
-    itself is over, and its exit status stands.
+    `python` draws the page where this Python has no Plotly. A report that fails is only a warning,
+    because the run itself is over and its exit status stands.
     """
     try:
         made = summary.report(subject.read(run))

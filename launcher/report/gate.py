@@ -29,7 +29,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether it did."""
+    """Whether a run reached it."""
 
     name: str
     passed: bool
@@ -53,14 +53,14 @@ def read(expected: str, tolerance: str, metric: str) -> Expectation:
         )
     allowed = float(share[1]) / (100 if share[2] else 1)
     if allowed >= 1:
-        raise UsageError(f"--tolerance {tolerance!r} allows anything; 5% or 0.05 is meant")
+        raise UsageError(f"--tolerance {tolerance!r} allows any speed: write 5% or 0.05")
     return Expectation(float(expected), allowed, metric)
 
 
 def judge(made: Report, expected: Expectation) -> Verdict:
-    """Say whether a run reaches what is expected; being faster is no fault.
+    """Say whether a run reaches what is expected; a faster run passes too.
 
-    Where our own count of FLOPs is not known, the logged TFLOPS stand in for it.
+    Where our own count of FLOPs is unknown, the logged TFLOPS replace it.
     """
     measured = made.metrics
     value = {

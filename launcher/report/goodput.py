@@ -1,7 +1,7 @@
-"""Where a run's time went: what did not go into steps of the steady speed, by cause.
+"""Goodput: how a run's lost time divides among its causes.
 
-Megatron stops the iteration's clock while it evaluates or saves, so these show as time between two
-lines that no iteration took.
+Time is lost where it does not go into steps of the steady speed. Megatron stops the iteration's
+clock while it evaluates or saves, so that time shows only between two lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from launcher.report import steady
 from launcher.report.steady import Window
 from launcher.report.training_log import Log
 
-PAUSE = 0.5  # seconds between two iterations that are more than rounding
+PAUSE = 0.5  # a longer gap in seconds between two iterations is more than rounding
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Step:
 
 
 def lost(log: Log, window: Window, seconds: float | None) -> dict[str, float]:
-    """Return the lost seconds by cause, the largest first; nothing of a log without times."""
+    """Return the lost seconds by cause, the largest first; empty for a log without times."""
     steps = [
         _Step(one.number, one.life, one.at, one.seconds, one.after, window.excluded.get(place, ""))
         for place, one in enumerate(log.iterations)

@@ -1,4 +1,4 @@
-"""FLOPs that the GPUs really do: the model's, and what is computed again for the backward pass."""
+"""FLOPs that the GPUs do: the model's, and those of recomputation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def recomputed(shape: Shape) -> float:
 
     Full recomputation repeats the forward pass of the recomputed layers; a module of
     --recompute-modules its own. Norms and activation functions are not counted as FLOPs anywhere.
-    What a module costs is what the count loses without it.
+    The cost of a module is the difference of the count with and without it.
     """
     training, model = shape.training, shape.model
     whole = flops.per_token(shape)

@@ -16,7 +16,7 @@ TAIL = 20  # lines, where there is no traceback
 SPAN = 1 << 17  # bytes of one traceback, other tasks' lines between its own
 EACH = 16  # tracebacks of a task
 SOURCES = 1 << 12  # tasks whose tracebacks are told apart
-# What a task says when another one has failed first.
+# Exceptions of a task that only follow from another task's failure.
 _CONSEQUENCE = re.compile(
     r"ChildFailedError|DistBackendError|DistNetworkError|DistStoreError|RendezvousClosed"
     r"|Connection (?:closed|reset) by peer|Broken pipe|NCCL communicator was aborted"
@@ -29,8 +29,8 @@ _CHAINED = ("During handling of the above", "The above exception was the direct 
 def last_words(path: Path) -> str:
     """Return the traceback that ended a run, or the end of its log.
 
-    It is the last traceback of the task that failed first: not one that the job survived, nor one
-    of a task that another had left alone.
+    It is the last traceback of the task that failed first. Tracebacks that the job survived do not
+    count, nor do those of tasks that failed because another task had ended.
     """
     if not path.exists():
         return f"there is no log {path}: the job did not start"
@@ -39,7 +39,7 @@ def last_words(path: Path) -> str:
         lasts = [_block(file, each[-1]) for each in sorted(places.values(), key=max)]
         first = next((block for block in lasts if not _consequence(block)), None)
         if first is None:
-            # Ranks without labels: torchrun's own traceback comes behind theirs.
+            # Without labels, torchrun's own traceback comes after those of the ranks.
             earlier = (_block(file, place) for place in reversed(places.get("", [])))
             first = next((block for block in earlier if not _consequence(block)), None)
         if first or lasts:
@@ -60,7 +60,7 @@ def _places(file: BinaryIO) -> dict[str, deque[int]]:
             start = text.rfind(b"\n", 0, place) + 1
             before = text[max(0, start - 300) : start].decode(errors="replace").splitlines()
             line = lines.plain(text[start:place].decode(errors="replace"))
-            # Python tidies up after the fatal one.
+            # Python may print more tracebacks while it cleans up after the fatal one.
             ignored = before and "Exception ignored in" in before[-1]
             chained = any(word in text for text in before[-3:] for word in _CHAINED)
             source = lines.label(line)

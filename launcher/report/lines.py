@@ -1,7 +1,7 @@
-"""What one line of a training log says: pure functions from text to numbers.
+"""Parse one line of a training log: pure functions from text to numbers.
 
-A line may carry anything in front of Megatron's own words (srun's task, a host, NeMo-Run's task,
-Primus' time and rank, colours), and several writers may share it. Every function takes time
+A line may begin with other text than Megatron's (srun's task, a host, NeMo-Run's task, Primus'
+time and rank, colours), and several writers may share a line. Every function takes time
 linear in the line's length.
 """
 
@@ -83,7 +83,7 @@ NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Iteration:
-    """One logged iteration; a number that the line does not have is None."""
+    """One logged iteration. A number that the line lacks is None."""
 
     number: int
     total: int
@@ -158,8 +158,8 @@ def unlabelled(line: str, source: str) -> str:
 def iterations(line: str, whole: bool = True) -> Iterator[Iteration]:
     """Yield each iteration that a line tells of.
 
-    Two writers may have met on one line. `whole`: its end was seen; a last number that nothing
-    closes is not taken from a line that was cut off.
+    Two writers may share a line. `whole` says that its end was seen. Where a line is cut off, a
+    last number without a delimiter is not taken.
     """
     heads = list(_heads(line))
     for place, head in enumerate(heads):
@@ -168,7 +168,7 @@ def iterations(line: str, whole: bool = True) -> Iterator[Iteration]:
         foreign = min((at for word in _FOREIGN if (at := text.find(word)) >= 0), default=len(text))
         closed = whole and following == len(line) and foreign == len(text)
         found = fields(text[:foreign], closed)
-        # "iteration 3/10" alone is somebody's progress bar.
+        # "iteration 3/10" alone is a progress bar of another program.
         if not found:
             continue
         before = line[max(0, head.start() - 200) : head.start()]
@@ -206,7 +206,8 @@ def _heads(line: str) -> Iterator[re.Match[str]]:
 def fields(text: str, closed: bool = True) -> dict[str, float]:
     """Return the numbers of 'name: number | name: number |', by Megatron's names.
 
-    Of a pair inst/average the first counts. `closed` says that the text's end ends the last one.
+    The first number of a pair inst/average counts. `closed`: the end of the text ends the last
+    field.
     """
     cells = text.split("|")
     if not closed:
@@ -263,7 +264,7 @@ def memory(line: str) -> Iterator[Memory]:
         for cell in text.split("|"):
             name, _, rest = cell.partition(":")
             number = _NUMBER.match(rest)
-            # Another task's words may follow the last number without a blank.
+            # Another task's text may follow the last number without a blank.
             loose = number or re.match(r"\s*(\d+\.\d+)", rest)
             if loose:
                 found[" ".join(name.split())] = float(loose[1])
@@ -337,7 +338,7 @@ def argument(line: str) -> tuple[str, str] | None:
 def _seconds(parts: tuple[str | None, ...]) -> float:
     year, month, day, hour, minute, second = (int(part or 0) for part in parts[:6])
     try:
-        # The log names no time zone; only differences matter.
+        # The log has no time zone, and only differences matter.
         whole = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp()
     except ValueError:
         return 0.0

@@ -24,7 +24,7 @@ class Pass:
 
     @property
     def length(self) -> float:
-        """How long it takes."""
+        """Its duration, in forward passes of a chunk."""
         return BACKWARD if self.backward else 1.0
 
 
@@ -79,7 +79,7 @@ def _place(number: int, stages: int, virtual: int) -> tuple[int, int]:
 def _before(
     stage: int, chunk: int, micro_batch: int, backward: bool, stages: int, virtual: int
 ) -> tuple[int, int, int, bool] | None:
-    """Return the pass that must be over first."""
+    """Return the pass that must end before this one starts."""
     if not backward:
         if stage > 0:
             return stage - 1, chunk, micro_batch, False

@@ -1,4 +1,4 @@
-"""Which iterations count: the rule, and the conventions of others.
+"""Which iterations count: our rule of the steady state, and the conventions of others.
 
 Steady state leaves out, of every start of the job,
 - warm-up: the first 5 iterations, and all up to the last one among the first 20 that took more
@@ -8,7 +8,7 @@ Steady state leaves out, of every start of the job,
 - iterations whose optimizer step was skipped, or whose loss was not a number;
 - iterations of another global batch size than the last (ramp-up).
 A line that covers several iterations (--log-interval) is left out where any of them is.
-Slow iterations beyond these count: they are the run's, and the median does not mind a few.
+Other slow iterations count: they belong to the run, and a few of them do not move the median.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Window:
-    """The iterations that a number is made of."""
+    """The iterations from which a number is computed."""
 
     convention: str  # in words
     counted: tuple[Iteration, ...]
@@ -105,7 +105,7 @@ def _excluded(iterations: Sequence[Iteration], profiled: tuple[int, int] | None)
                 found.setdefault(place, "another batch size")
     left = [place for place in range(len(iterations)) if place not in found]
     if not left and iterations:
-        # A short run: better its fastest end than no number.
+        # In a short run the fastest end is better than no number.
         found.pop(len(iterations) - 1)
     return found
 

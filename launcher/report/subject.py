@@ -1,4 +1,4 @@
-"""What a report is about: a run directory, or a bare log, with all that is known of its job."""
+"""The subject of a report: a run directory or a bare log, with everything known of its job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DUMP = "the log's argument dump"
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says of logs that do not say it themselves."""
+    """What the command line adds to a log that lacks it."""
 
     gpus: int | None = None
     gpu: str | None = None
@@ -40,7 +40,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Subject:
-    """One run, as far as it is known."""
+    """One run, with everything that is known of it."""
 
     path: Path
     log: Log
@@ -97,12 +97,12 @@ class Subject:
 
 
 def read(path: Path, given: Given | None = None) -> Subject:
-    """Read a run directory or a log. Raises UsageError where there is neither."""
+    """Read a run directory or a log. Raises UsageError where the path is neither."""
     given = given or Given()
     if path.is_dir():
         return _run(path, given)
     if not path.exists():
-        raise UsageError(f"{path} is neither a run directory nor a log")
+        raise UsageError(f"{path}: there is no such run directory or log")
     log = training_log.read(path)
     return _completed(Subject(path, log), _dumped(log), given)
 
@@ -139,22 +139,22 @@ def _run(path: Path, given: Given) -> Subject:
 
 
 def _completed(subject: Subject, arguments: Arguments, given: Given) -> Subject:
-    """Return a subject with what can be worked out from its parts."""
-    log, said = subject.log, subject.plan
+    """Return a subject with everything that follows from its parts."""
+    log, preview = subject.log, subject.plan
     world = given.gpus or log.world or _number(log.arguments.get("world_size"))
-    if world is None and said:
-        world = _product(said.get("nodes"), said.get("tasks_per_node"))
-    planned = said.get("gpu")
+    if world is None and preview:
+        world = _product(preview.get("nodes"), preview.get("tasks_per_node"))
+    planned = preview.get("gpu")
     gpu: str | None = given.gpu or (planned.get("name") if isinstance(planned, dict) else None)
-    tasks = said.get("tasks_per_node")
+    tasks = preview.get("tasks_per_node")
     if not isinstance(tasks, int) or tasks < 1:
         tasks = GPUS[gpu].tasks_per_node if gpu and gpu in GPUS else 8
     made = None
     if arguments and world:
         environment = {name: (text, "") for name, text in subject.environment.items()}
-        case = Case(arguments, world, _release(said), environment, gpu, tasks)
+        case = Case(arguments, world, _release(preview), environment, gpu, tasks)
         made = plan(case).shaped
-    model = given.model or said.get("model") or (made and architectures.name(made.shape.model))
+    model = given.model or preview.get("model") or (made and architectures.name(made.shape.model))
     sequence = given.sequence or _number(value(arguments, "--seq-length"))
     return Subject(
         **{
@@ -170,10 +170,10 @@ def _completed(subject: Subject, arguments: Arguments, given: Given) -> Subject:
     )
 
 
-def _release(said: Mapping[str, Any]) -> str:
+def _release(preview: Mapping[str, Any]) -> str:
     """Return the release that a plan names; the newest where it names none that is known."""
     try:
-        return releases.SUPPORTED[releases.index(str(said.get("megatron_core")))]
+        return releases.SUPPORTED[releases.index(str(preview.get("megatron_core")))]
     except UsageError:
         return releases.SUPPORTED[-1]
 

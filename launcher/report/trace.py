@@ -1,4 +1,4 @@
-"""What PyTorch's profiler saw: the longest kernels, and the share of communication."""
+"""The trace of PyTorch's profiler: the longest kernels, and the share of communication."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def find(run: Path) -> list[Path]:
 def read(path: Path) -> Profile | None:
     """Read a trace; None where it has no kernel. Raises UsageError where it is no trace."""
     if path.stat().st_size > LARGEST:
-        raise UsageError(f"{path} is larger than {LARGEST >> 30} GiB; it was not read")
+        raise UsageError(
+            f"{path} is larger than {LARGEST >> 30} GiB; it was not read. Profile fewer steps"
+        )
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:

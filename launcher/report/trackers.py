@@ -12,7 +12,7 @@ from launcher.report.summary import Report
 
 
 def record(made: Report) -> list[str]:
-    """Add the numbers to the run's TensorBoard directory and W&B project; say what was done."""
+    """Add the numbers to the run's TensorBoard and W&B; return a line about each."""
     done = []
     folder = made.subject.value("--tensorboard-dir")
     if folder:
@@ -43,7 +43,7 @@ def _tensorboard(made: Report, folder: Path) -> str:
 
 
 def _wandb(made: Report, project: str) -> str:
-    """Add a run of its own, in the group of the training's name: online as W&B is set up here."""
+    """Add a separate W&B run, in the group of the training; online with WANDB_MODE=online."""
     if importlib.util.find_spec("wandb") is None:
         return "W&B: not installed here, nothing was added"
     import wandb

@@ -1,7 +1,7 @@
-"""Read a training log: of any length, while it grows, from any number of tasks.
+"""Read a training log of any length, from any number of tasks, even while it grows.
 
 The log is scanned in blocks for the few words that matter; only lines that hold one are parsed.
-Memory is bounded: of more than KEPT iterations every second is kept, then every fourth.
+Memory is bounded: beyond KEPT iterations only every second one is kept, later every fourth.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Pace:
 
 @dataclass
 class Log:
-    """What a log has said so far."""
+    """The content of a log so far."""
 
     iterations: list[Iteration] = field(default_factory=list)  # each once, in the log's order
     logged: int = 0  # iteration lines, each iteration of a life counted once
     seconds: float = 0.0  # the sum of their times, those not kept included
-    stride: int = 1  # every how-many-eth of them is kept
+    stride: int = 1  # one of so many iterations is kept
     life: int = 0  # restarts so far
     starts: dict[int, float] = field(default_factory=dict)  # when each life began, if it says so
     first: float | None = None  # the earliest and the latest time in the log
@@ -71,7 +71,7 @@ class Log:
 
 
 def read(path: Path) -> Log:
-    """Read a whole log; an empty one where there is none yet."""
+    """Read a whole log; return an empty one where there is no file yet."""
     reader = Reader()
     reader.read(path)
     reader.finish()
@@ -84,7 +84,7 @@ def iteration(line: str) -> Iteration | None:
 
 
 class Reader:
-    """Reads on from where it was. `log` holds what was read so far."""
+    """A reader that continues where it stopped. `log` holds everything read so far."""
 
     def __init__(self) -> None:
         self.log = Log()
@@ -94,7 +94,7 @@ class Reader:
         self._step: StepTime | None = None
         self._steps = 0  # Bridge's lines without an iteration's
         self._dump = False
-        self._started = True  # a start was seen since the last iteration
+        self._started = True  # whether a start was seen since the last iteration
         self._after: set[str] = set()
         self._pausing: tuple[str, float] | None = None
         self._regular = 0  # iteration lines since another program's were seen
@@ -104,7 +104,7 @@ class Reader:
         self._before = b"\0"
 
     def read(self, path: Path) -> Log:
-        """Read what the file has more than last time; another file of that name from its start."""
+        """Read what the file has gained since the last time; a new file is read from its start."""
         try:
             with path.open("rb") as file:
                 facts = os.fstat(file.fileno())
@@ -134,7 +134,7 @@ class Reader:
             self._rest = text[held:end] + self._rest if held < end else self._rest
 
     def finish(self) -> None:
-        """Read the unfinished last line for what is whole in it."""
+        """Read the complete parts of an unfinished last line."""
         if self._rest:
             text, self._rest = self._rest, b""
             end = text.rfind(b"\n") + 1
@@ -184,7 +184,7 @@ class Reader:
         return end
 
     def _passes(self, text: bytes, place: int, stop: int) -> bool:
-        """Count a regular line that need not be kept; False for any other."""
+        """Count a regular line that is not kept; return False for any other line."""
         log = self.log
         if log.logged % log.stride == 0 or self._started or self._after or self._step:
             return False
@@ -267,7 +267,7 @@ class Reader:
             self.log.cumulative.append(progress)
 
     def _iteration(self, found: Iteration) -> None:
-        """Keep an iteration, unless another task has told of it already."""
+        """Keep an iteration, unless another task has logged it already."""
         log = self.log
         if self._step is not None:
             step, self._step = self._step, None
@@ -334,7 +334,7 @@ class Reader:
         self._pausing = None
 
     def _begin(self) -> None:
-        """Note the first words of a start; several come with each."""
+        """Note the first lines of a start; each start has several."""
         if not self._started:
             self._start()
 
@@ -470,7 +470,7 @@ def _continued(text: bytes, line: str, stop: int, end: int) -> tuple[str | None,
 
 
 def _complete(line: str) -> bool:
-    """Say whether a line has what is always in it, its end included."""
+    """Say whether a line is complete, with its end."""
     if "memory (" in line:
         return "max reserved" in line
     return line.rstrip().endswith("|") and "elapsed time" in line
@@ -495,7 +495,7 @@ def _with_step(found: Iteration, step: StepTime) -> Iteration:
 
 
 def _merged(first: Iteration, second: Iteration) -> Iteration:
-    """Return an iteration with what another task knows besides: the last stage has the loss."""
+    """Return an iteration with what another task adds: the last stage has the loss."""
     return dataclasses.replace(
         first,
         seconds=second.seconds if first.seconds is None else first.seconds,

@@ -42,7 +42,9 @@ OTHERS = (
 
 @pytest.mark.parametrize(("name", "meant"), SURE.items())
 def test_what_can_only_be_meant_for_us_is_an_error(name: str, meant: str):
-    with pytest.raises(UsageError, match=rf"^{name} \(environment\) is not .*: {meant} is$"):
+    with pytest.raises(
+        UsageError, match=rf"^{name} \(environment\) is not .*\. Did you mean {meant}\?$"
+    ):
         misspelt.notes({"PATH": "/bin", name: "1"})
 
 

@@ -102,7 +102,7 @@ def test_a_point_stays_itself_when_the_file_grows(sweep_file):
         ("variables: {TP: [1, 2]}\nexclude: [{TP: 3}]", ":2: TP never has the value '3'"),
         ("variables: {TP: [1, 2]}\nexclude: {TP: 1}", ":2: exclude must be a list of maps: - {TP: 2, VPP: 4}"),
         ("variables: {TP: {a: 1}}", ":1: a value is a scalar or a list, not a map"),
-        ("variables: [TP]", ":1: variables is to hold `name: value` lines"),
+        ("variables: [TP]", ":1: variables must hold `name: value` lines"),
         ("variables: TP: 1", ":1: not valid YAML: "),
     ],
 )  # fmt: skip
