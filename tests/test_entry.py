@@ -365,7 +365,7 @@ def test_a_model_of_your_own_extends_one_of_the_repository_by_name(yaml_model):
     assert seen.flag("--num-experts") == ["256"]
     seen = launch(MODEL=yaml_model("EXTENDS: DeepSeek-V33\n"), DRY_RUN="1")
     assert seen.stderr.rstrip().endswith(
-        "no such file, and no model. Did you mean DeepSeek-V3 or DeepSeek-V2 or DeepSeek-V3-Proxy?"
+        "no such file, and no model of that name. Did you mean DeepSeek-V3 or DeepSeek-V2 or DeepSeek-V3-Proxy?"
     )
 
 

@@ -3,7 +3,7 @@
     python3 -m launcher.convert TABLE [--megatron-flag value …]
     python3 -m launcher.convert [TABLE] --verify FOLDER
 
-TABLE is an architecture of tables.py. Everything else is said by the environment, as to the
+TABLE is an architecture of tables.py. Everything else comes from the environment, as for the
 launcher: MODEL, TP, PP, EP, VPP, …, and the variables of ckpt_convert_scripts/README.md.
 """
 
@@ -112,7 +112,7 @@ def _to_megatron(
 
 
 def _wants_mtp(environ: Mapping[str, str], words: Sequence[str], there: int) -> bool:
-    """Say whether the source's multi-token prediction is converted: by MTP, else if it is there."""
+    """Say whether multi-token prediction is converted: by MTP, else by the source."""
     wanted = environ.get("MTP", "")
     if wanted not in ("", "0", "1"):
         raise UsageError(f"MTP={wanted!r}: 0 leaves multi-token prediction out, 1 converts it")
@@ -192,7 +192,7 @@ def _to_hugging_face(
 
 
 def _plan(table: Table, environ: Mapping[str, str], described: Description, form: str) -> dict:
-    """Return all that decides what is written, but the source."""
+    """Return everything besides the source that decides what is written."""
     parallel = asdict(described.shape.parallel)
     del parallel["world"], parallel["context"], parallel["sequence"]
     return {

@@ -1,6 +1,7 @@
-"""Every tensor used once, every parameter filled once, shapes and dtypes right: or no conversion.
+"""The audit: each tensor is used once, each parameter is filled once, and shapes and dtypes agree.
 
-All of it is decided on names and headers, before any data is read, and cannot be switched off.
+Otherwise nothing is converted. The audit reads names and headers only, before any data, and cannot
+be switched off.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ SHOWN = 10
 
 
 def stop(problems: Sequence[str], found: str = "the audit found") -> None:
-    """Raise UsageError if there are problems: at most ten are named, of each kind one at least."""
+    """Raise UsageError for problems. It names at most ten, and at least one of each kind."""
     if not problems:
         return
     if len(problems) <= SHOWN:
@@ -132,7 +133,7 @@ def stop(problems: Sequence[str], found: str = "the audit found") -> None:
     raise UsageError(f"{found} {len(problems)}: " + "; ".join(lines))
 
 
-# What whole families of names that no table has give away.
+# The cause that a family of unknown names points to.
 _CAUSES = (
     (r".*\.lora_[AB]\..*", "an adapter that is not merged into its model (LoRA)"),
     (r".*\.(qkv_proj|query_key_value|Wqkv)\..*", "queries, keys and values in one matrix"),
@@ -143,7 +144,7 @@ _CAUSES = (
 
 
 def _cause(leftovers: Sequence[str]) -> str:
-    """Say what the names that are left over have in common, if it is known."""
+    """Return the known cause of left-over names, if there is one."""
     causes = [
         cause for pattern, cause in _CAUSES if any(re.fullmatch(pattern, n) for n in leftovers)
     ]

@@ -1,10 +1,10 @@
-"""What each key of a published config.json means to a conversion, by model type.
+"""The meaning of each key of a published config.json for a conversion, by model type.
 
 Every key of a model type is in one of three lists:
 
 compared    held against the job's arguments by a rule of configuration.py. The value here is the
             default of transformers' configuration class, which counts where the key is absent.
-            A key that no such class has says what the class computes in any case.
+            A key that no such class has stands for what the class computes in any case.
 only        not supported, but for these values; the first is the default.
 ignored     no influence on what the model computes from its weights.
 

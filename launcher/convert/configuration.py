@@ -1,8 +1,8 @@
-"""The whole of config.json held against the arguments of the job.
+"""Compare the whole of config.json with the arguments of the job.
 
-Sizes decide shapes and are checked with the tensors too; the other values change what the model
-computes and nothing else would notice. So a key is compared, or allowed one value, or known to be
-without influence (config_keys.py); any other key is an error.
+Sizes are checked with the tensors' shapes too. The other values change what the model computes, and
+no other check would notice. So a key is compared, or allowed one value, or known to be without
+influence (config_keys.py). Any other key is an error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check(config: Config, table: Table, model: Model, arguments: Arguments) -> N
 
 
 def notes(config: Config, model: Model) -> Iterator[str]:
-    """Return what Megatron computes otherwise than the published model, and no flag changes."""
+    """Yield the differences between Megatron and the published model that no flag can change."""
     config = language_model(config)
     published, moe = Published(config, KEYS[str(config["model_type"])]), model.experts
     beta = published.positions.get("beta_fast", YARN_BETA_FAST)
@@ -114,7 +114,7 @@ _POSITION_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Published:
-    """What config.json says, with the class's defaults for what it leaves out."""
+    """The values of config.json, with the class's defaults for absent keys."""
 
     config: Config
     keys: Keys
@@ -164,7 +164,7 @@ class Described:
 
 @dataclass(frozen=True)
 class Difference:
-    """A key of config.json beside what the job makes of it."""
+    """A key of config.json, its value there, and the value of the job."""
 
     key: str
     published: Any
@@ -173,7 +173,7 @@ class Difference:
 
 
 def _contradictions(config: Config, keys: Keys) -> Iterator[str]:
-    """Return the values that config.json says twice, and not alike."""
+    """Yield the values that config.json has twice, and that differ."""
     for alias, key in keys.aliases.items():
         one, other = config.get(alias), config.get(key)
         if one is not None and other is not None and not _equal(one, other):
@@ -198,7 +198,7 @@ def _contradictions(config: Config, keys: Keys) -> Iterator[str]:
 
 
 def _unsupported(config: Config, keys: Keys) -> Iterator[str]:
-    """Return the keys that nothing here knows, and the values that no table converts."""
+    """Yield the unknown keys, and the values that no table converts."""
     for key, given in config.items():
         if key in keys.only:
             if given is not None and not any(_equal(given, one) for one in keys.only[key]):
@@ -221,8 +221,8 @@ def _unsupported(config: Config, keys: Keys) -> Iterator[str]:
 
 def _unknown(key: str, given: Any) -> str:
     return (
-        f"{key} {given!r} in config.json is not known here, so nobody can say whether Megatron "
-        "computes the same; take it out if it has no influence on what the model computes"
+        f"{key} {given!r} in config.json is unknown here, so Megatron may compute something else; "
+        "take the key out if it has no influence on what the model computes"
     )
 
 
@@ -242,7 +242,7 @@ def _differences(published: Published, job: Described) -> Iterator[str]:
 
 
 def _constants(job: Described) -> Iterator[Difference]:
-    """Return what the architecture has in any case, and a flag may change."""
+    """Yield what the architecture fixes and a flag may change."""
     window, around = "--window-size", "--apply-layernorm-1p"
     yield Difference("a sliding window,", None, window, job.value(window))
     centred = around in job.arguments
@@ -250,7 +250,7 @@ def _constants(job: Described) -> Iterator[Difference]:
 
 
 def _positions(published: Published, job: Described) -> Iterator[Difference]:
-    """Return what both say of rotary positions."""
+    """Yield the comparisons of rotary positions."""
     theta = job.value("--rotary-base", 10000)
     yield Difference("rope_theta", published["rope_theta"], "--rotary-base", theta)
     if not job.model.attention.latent:
@@ -287,7 +287,7 @@ Rule = Callable[[Published, Described], Sequence[Difference]]
 
 
 def _plain(key: str, flag: str, have: Callable[[Described], Any]) -> tuple[str, Rule]:
-    """Return the rule of a key that says what one flag says."""
+    """Return the rule of a key that has the same meaning as one flag."""
     return key, lambda published, job: [Difference(key, published[key], flag, have(job))]
 
 
@@ -387,7 +387,7 @@ def _normalised(published: Published, job: Described) -> list[Difference]:
 def _groups(published: Published, job: Described) -> list[Difference]:
     groups = int(published["n_group"] or 1)
     if "topk_method" in published.keys.compared and published["topk_method"] == "greedy":
-        groups = 1  # the router reads them for no other method
+        groups = 1  # the router reads them with this method alone
     flag, limit = "--moe-router-num-groups", "--moe-router-group-topk"
     found = [Difference("n_group", groups, flag, job.value(flag, 1))]
     if groups > 1:
@@ -416,7 +416,7 @@ def _moe(field: str) -> Callable[[Described], Any]:
 
 
 _SCALING, _SCORE = "--moe-router-topk-scaling-factor", "--moe-router-score-function"
-# What is read with another key, or with the positions.
+# These keys are read with another key, or with the positions.
 _READ_ELSEWHERE = frozenset(
     {
         "rope_parameters",

@@ -1,4 +1,4 @@
-"""The Megatron side of a conversion, from the arguments that the launcher gives the same job."""
+"""The Megatron side of a conversion: the launcher's arguments of the same job."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Descripti
 
 
 def from_arguments(arguments: Arguments, world_size: int, release: str) -> Description:
-    """Return the job that arguments describe. Raises UsageError where they cannot be split so."""
+    """Return the job that arguments describe. Raises UsageError for an impossible split."""
     try:
         described = shape.read(arguments, world_size)
         split = stages.split(described)
@@ -91,7 +91,7 @@ _UNSUPPORTED = ("--moe-latent-size", "--mtp-use-repeated-layer", "--mla-down-pro
 
 
 def _check(described: Shape, arguments: Arguments, release: str) -> None:
-    """Refuse what cannot be split evenly, or what no table describes."""
+    """Raise UsageError for an uneven split, and for parts that no table describes."""
     model, parallel = described.model, described.parallel
     for flag in _UNSUPPORTED:
         if flag in arguments:

@@ -1,7 +1,7 @@
-"""How published weights are stored, and the plain tensors that the mapping tables speak of.
+"""How published weights are stored, and how they become the plain tensors of the mapping tables.
 
 Quantized weights are dequantized when they are read, as their publishers' reference code does;
-stacks of experts (transformers 5) are seen as the experts' own matrices, whose bytes they are.
+stacks of experts (transformers 5) are read as the matrices of the single experts.
 
     FP8     weight [m, n] float8_e4m3, weight_scale_inv [⌈m/b⌉, ⌈n/c⌉] in float32, bfloat16 or
             float8_e8m0; b, c are quantization_config's weight_block_size (128, 128). Or
@@ -73,7 +73,7 @@ def decoded(source: Source, table: Table) -> Source:
     return replace(source, tensors=dict(_unstacked(tensors, table)))
 
 
-# How models that see, too, call the parts of their language model: as the text model alone does.
+# Prefixes of the language model in a multimodal model, and in the text model alone.
 _LANGUAGE = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model."),
@@ -85,14 +85,14 @@ _BESIDE = re.compile(
 
 
 def beside_language(source: Source) -> list[str]:
-    """Return the tensors of a model that sees, too, which are no part of its language model."""
+    """Return the tensors of a multimodal model that do not belong to its language model."""
     if "text_config" not in source.config:
         return []
     return [name for name in source.tensors if _BESIDE.fullmatch(name)]
 
 
 def plain_name(name: str) -> str:
-    """Return what the language model alone calls a tensor."""
+    """Return a tensor's name in the language model alone."""
     for start, plain in _LANGUAGE:
         if name.startswith(start):
             return plain + name[len(start) :]
@@ -100,7 +100,7 @@ def plain_name(name: str) -> str:
 
 
 def names_as(there: Iterable[str]) -> Callable[[str], str]:
-    """Return what makes of a plain name the one that a model with these names would have."""
+    """Return a function from a plain name to the name in a model with these names."""
     changes = [
         (plain, start)
         for start, plain in _LANGUAGE
@@ -118,7 +118,7 @@ def names_as(there: Iterable[str]) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What quantization_config says."""
+    """The content of quantization_config."""
 
     method: str  # "" without one
     form: str  # compressed-tensors: the format
@@ -154,7 +154,7 @@ def _scheme(config: Mapping[str, Any]) -> Scheme:
 
 
 def _check_groups(settings: Mapping[str, Any], form: str) -> None:
-    """Refuse what compressed-tensors can say and is not computed here."""
+    """Raise UsageError for options of compressed-tensors that are not computed here."""
     groups = settings.get("config_groups") or {}
     weights = [(group or {}).get("weights") or {} for group in groups.values()]
     symmetric = all(one.get("symmetric", True) for one in weights)
@@ -270,7 +270,7 @@ def _int4(tensors: dict[str, Stored], scheme: Scheme, problems: list[str]) -> No
 def unpack_int4(packed: torch.Tensor, scales: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     """Return int32 [m, n/8] of eight values each, lowest bits first, times scales [m, n/group].
 
-    `shape` says [m, n]. Raises UsageError where it says otherwise.
+    `shape` must be [m, n]. Raises UsageError where it is not.
     """
     rows, columns = packed.shape
     if shape.tolist() != [rows, columns * 8]:
@@ -297,7 +297,7 @@ def unpack_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def _check_encoded(tensors: Mapping[str, Stored], scheme: Scheme) -> None:
-    """Refuse what is stored in a dtype that no weight has, the cause first. Raises UsageError."""
+    """Raise UsageError for a dtype that no weight has; the cause comes first."""
     strange = {name: one for name, one in tensors.items() if one.dtype not in DTYPES}
     strange = {n: one for n, one in strange.items() if not re.search(r"\.(inv_freq|rank)$", n)}
     if strange:
@@ -361,7 +361,7 @@ class Experts:
         return next((stack for stack in (start, f"{start}.weight") if stack in stacks), None)
 
     def beside_stacks(self, name: str) -> str:
-        """Return what transformers 5 calls a tensor that is beside single experts."""
+        """Return transformers 5's name of a tensor, from the name beside single experts."""
         return name.replace(f".{self.table.experts[0]}.", ".mlp.")
 
     def beside_singles(self, name: str) -> str:

@@ -1,7 +1,7 @@
-"""Large files, read and written past the page cache, while the tensors before them are at work.
+"""Read and write large files past the page cache, while earlier tensors are being converted.
 
 A checkpoint is larger than memory and most of its bytes are needed once; keeping them as pages of
-the cache would cost more than all else that a conversion does. Where a file system has no O_DIRECT,
+the cache would cost more than all the rest of a conversion. Where a file system has no O_DIRECT,
 the same calls go through the cache.
 """
 
@@ -84,9 +84,9 @@ def ahead(
     items: Iterable[Item],
     small: Callable[[Item], bool] = lambda item: False,
 ) -> Iterator[Found]:
-    """Return function(item) for each item in turn, a few of them begun before they are due.
+    """Yield function(item) for each item in turn; a few calls begin in threads before they are due.
 
-    What is `small` is done when it is due: handing it to a thread would cost more than it does.
+    A `small` item is done when it is due, because a thread would cost more than the call.
     """
     pool, begun = ThreadPoolExecutor(2), deque[Callable[[], Found]]()
     try:
@@ -168,7 +168,7 @@ class Output:
         return self._hash.hexdigest()
 
     def _hand_over(self) -> None:
-        """Have the buffer written, and go on with the other one once that is written."""
+        """Write the buffer in the background, and continue with the other one when it is free."""
         count = self._filled
         self._hash.update(self._filling[:count])
         self._wait()
@@ -195,13 +195,13 @@ def _around(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
 
 
 class _Around:
-    """What torch.save writes to, kept by whether it is before the tensor or behind it."""
+    """A file for torch.save that keeps the bytes before the tensor, and those behind it."""
 
     def __init__(self) -> None:
         self.head, self.tail, self._behind, self._place = bytearray(), bytearray(), False, 0
 
     def write(self, data: Any) -> int:
-        """Keep what is not the tensor's."""
+        """Keep the bytes that are not the tensor's."""
         part = memoryview(data).cast("B")
         (self.tail if self._behind else self.head).extend(part)
         self._place += len(part)
@@ -215,18 +215,18 @@ class _Around:
         return self._place
 
     def flush(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
 class _Filled:
-    """What torch.save writes to: where it would pass over a tensor's bytes, they are put in."""
+    """A file for torch.save that inserts the tensors' bytes where torch.save skips them."""
 
     def __init__(self, output: Output, pieces: Iterator[torch.Tensor]):
         self._output, self._pieces = output, pieces
         self.error: Exception | None = None  # torch.save does not pass it on
 
     def write(self, data: Any) -> int:
-        """Append what is not a tensor's."""
+        """Append the bytes that are not a tensor's."""
         return self._call(lambda: self._output.write(data))
 
     def seek(self, count: int, whence: int) -> int:
@@ -235,7 +235,7 @@ class _Filled:
         return self._call(lambda: self._put(count))
 
     def flush(self) -> None:
-        """Nothing is to be done: the output says itself when it is on disk."""
+        """Do nothing: closing the output flushes it."""
 
     def _put(self, count: int) -> int:
         while count > 0:
@@ -287,7 +287,7 @@ def _allowed(file: io.FileIO, transfer: Callable[..., int], *arguments: Any) -> 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say in one line what the file system refused."""
+    """Turn an error of the file system into a UsageError of one line."""
     try:
         yield
     except OSError as error:

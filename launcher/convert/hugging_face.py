@@ -1,4 +1,4 @@
-"""Hugging Face's side: safetensors with their index, read tensor by tensor.
+"""The Hugging Face side: safetensors with their index, read tensor by tensor.
 
 The format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N
 bytes of JSON, {name: {dtype, shape, data_offsets: [begin, end]}}; the tensors' bytes.
@@ -40,7 +40,7 @@ NAMES = {dtype: name for name, dtype in (DTYPES | _ENCODED).items()}
 
 
 class Stored(Protocol):
-    """A tensor of the published model, however it is stored."""
+    """A tensor of the published model, in any encoding."""
 
     @property
     def path(self) -> Path:
@@ -64,7 +64,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor's bytes are."""
+    """The place of a tensor's bytes."""
 
     path: Path
     dtype: str
@@ -202,7 +202,7 @@ def _json(path: Path) -> dict:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Name a few of many."""
+    """Return a few of many names, for a message."""
     found = list(names)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more + (" is" if len(found) == 1 else " are")

@@ -1,4 +1,4 @@
-"""Megatron's legacy layout: `release/mp_rank_TT_PPP_EEE/model_optim_rng.pt`, a file a rank.
+"""Megatron's legacy layout: `release/mp_rank_TT_PPP_EEE/model_optim_rng.pt`, a file for each rank.
 
 Sources: get_checkpoint_name and load_checkpoint (megatron/training/checkpointing.py).
 """
@@ -31,7 +31,7 @@ FILE = "model_optim_rng.pt"
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank whose file holds something that no other rank's does."""
+    """A rank whose file no other rank's file repeats."""
 
     tensor: int
     pipeline: int
@@ -49,7 +49,7 @@ class Held:
 
 
 def ranks(job: Description) -> list[Rank]:
-    """Return a rank a file. Raises UsageError where the layout cannot hold the parallelism."""
+    """Return a rank for each file. Raises UsageError where the layout cannot hold it."""
     files: dict[tuple[int, int], int] = {}
     for tensor, expert, expert_tensor in job.tensor_expert:
         if files.setdefault((tensor, expert), expert_tensor) != expert_tensor:
@@ -75,7 +75,7 @@ def path(job: Description, rank: Rank) -> str:
 
 
 def keys(job: Description, rank: Rank) -> list[str]:
-    """Return what a rank's file calls its models, one a virtual stage."""
+    """Return the keys of the models in a rank's file, one for each virtual stage."""
     count = len(job.stages[rank.pipeline].chunks)
     return ["model"] if count == 1 else [f"model{number}" for number in range(count)]
 
@@ -132,7 +132,7 @@ def _names(
 def shard(
     sections: Sequence[torch.Tensor], parameter: Parameter, job: Description, rank: Rank
 ) -> list[torch.Tensor]:
-    """Return a rank's part of a parameter, given by its sections, likewise."""
+    """Return the sections of a rank's part of a parameter, from the sections of the whole."""
     if parameter.axis is None:
         return list(sections)
     number, count = part_of(parameter, job, rank)
@@ -140,7 +140,7 @@ def shard(
 
 
 def part_of(parameter: Parameter, job: Description, rank: Rank) -> tuple[int, int]:
-    """Return which of how many parts of a split parameter a rank has."""
+    """Return the number of a rank's part of a split parameter, and the number of parts."""
     number = rank.expert_tensor if parameter.expert else rank.tensor
     return number, _split(parameter, job)
 
@@ -152,7 +152,7 @@ def _split(parameter: Parameter, job: Description) -> int:
 
 
 def join(shards: list[torch.Tensor], parameter: Parameter) -> torch.Tensor:
-    """Return the parameter that these are all parts of, by rank."""
+    """Join the parts of all ranks into the whole parameter."""
     if parameter.axis is None or len(shards) == 1:
         return shards[0]
     if not parameter.sections:
@@ -163,13 +163,13 @@ def join(shards: list[torch.Tensor], parameter: Parameter) -> torch.Tensor:
 
 
 def state(job: Description, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a file contains: the models, the extra states that belong to them, and more."""
+    """Return the content of a file: the models, their extra states, and the rest."""
     filled = {key: _with_extra_states(job, found) for key, found in models.items()}
     return {"args": arguments(job), "checkpoint_version": 3.0, "iteration": 0, **filled}
 
 
 def arguments(job: Description) -> argparse.Namespace:
-    """Return what Megatron compares with a job's own arguments (check_checkpoint_args)."""
+    """Return the arguments that Megatron compares with those of a job (check_checkpoint_args)."""
     model, parallel = job.shape.model, job.shape.parallel
     return argparse.Namespace(
         num_layers=model.layers,

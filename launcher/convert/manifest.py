@@ -28,7 +28,7 @@ def write(folder: Path, plan: Mapping[str, object], records: Mapping[str, dict])
                 "sha256": record["sha256"] if record else digest(path),
             }
     content = {"made": plan, "files": listed}
-    # Written outside and moved: what an interruption leaves of it must not be listed as a file.
+    # It is written elsewhere and moved here, so that no half-written file is ever listed.
     write_text(folder / NAME, json.dumps(content, indent=1) + "\n")
     os.rename(folder / NAME, files / NAME)
 
@@ -58,7 +58,7 @@ def verify(target: Path, workers: int) -> int:
 
 
 def _difference(folder: Path, expected: tuple[str, int, str], progress: Progress) -> str:
-    """Say how a file differs from what was written down of it, if it does."""
+    """Return how a file differs from its record."""
     name, size, sha256 = expected
     try:
         found = (folder / name).stat().st_size

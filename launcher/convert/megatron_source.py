@@ -1,4 +1,4 @@
-"""Where a Megatron checkpoint is: the folder of one iteration, by whatever door it was named.
+"""Find a Megatron checkpoint: the folder of one iteration, however the user named it.
 
 A source may be what --save wrote, with its tracker or without; or one iteration's folder in it.
 Sources: get_checkpoint_name, save_checkpoint (megatron/training/checkpointing.py); an asynchronous
@@ -28,7 +28,7 @@ class Checkpoint:
 
     @property
     def mtp(self) -> int:
-        """How many layers of multi-token prediction it holds."""
+        """The number of its layers of multi-token prediction."""
         names = (torch_dist if self.form == "torch_dist" else legacy).names_in(self.folder)
         found = (re.match(r"mtp\.layers\.(\d+)\.", name) for name in names)
         return max((int(one[1]) + 1 for one in found if one), default=0)
@@ -45,7 +45,7 @@ def is_megatron(source: Path) -> bool:
 
 
 def find(source: Path) -> Checkpoint:
-    """Return the iteration that a source means. Raises UsageError where none is whole."""
+    """Return the iteration that a source names. Raises UsageError where none is complete."""
     if _kind(source) or _started(source):
         return _whole(source)
     tracker = source / TRACKER
@@ -68,7 +68,7 @@ def find(source: Path) -> Checkpoint:
             f"{source} has no {TRACKER} and several iterations: name the folder of one of {names}"
         )
     if iterations:
-        return _whole(iterations[-1])  # which says what it lacks
+        return _whole(iterations[-1])  # raises a UsageError that names the missing part
     raise UsageError(f"{source} has neither {TRACKER} nor an iteration's folder")
 
 
@@ -89,7 +89,7 @@ def _kind(folder: Path) -> str | None:
 
 
 def _started(folder: Path) -> bool:
-    """Say whether a folder has a part of what an iteration consists of."""
+    """Say whether a folder has some file of an iteration."""
     parts = ("*.distcp", "mp_rank_*", "metadata.json", ".metadata")
     return any(any(folder.glob(part)) for part in parts)
 

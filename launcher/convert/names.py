@@ -23,7 +23,7 @@ from launcher.plan.stages import Layer
 
 @dataclass(frozen=True)
 class Naming:
-    """What of a job's arguments decides names."""
+    """The arguments of a job that decide how its parameters are called."""
 
     grouped: bool  # experts are one grouped GEMM
     homogeneous: bool  # torch_dist stacks the decoder's layers into one tensor
@@ -31,7 +31,7 @@ class Naming:
 
 
 def naming(arguments: Arguments, release: str) -> Naming:
-    """Take it from the job's arguments and the Megatron-Core release they are written for."""
+    """Return the naming of a job, from its arguments and its Megatron-Core release."""
     frequencies = ("--moe-layer-freq", "--linear-attention-freq")
     return Naming(
         grouped="--moe-grouped-gemm" in arguments,

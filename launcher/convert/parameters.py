@@ -1,4 +1,4 @@
-"""Every parameter of a Megatron-Core GPT model, whole: its name, shape and how ranks split it.
+"""Every parameter of a Megatron-Core GPT model: its name, its whole shape, and its split.
 
 Names are those of Megatron's local modules, where each norm stands by itself, with the decoder's
 own layer number and the expert's global number:

@@ -1,4 +1,4 @@
-"""Unpickling that runs nothing: tensors and plain containers are read, all else stands idle.
+"""Unpickle without running code: tensors and plain containers are read, other objects are empty.
 
 Checkpoints of training jobs hold their arguments as objects of Megatron's classes, which need not
 be importable here. For `torch.load(…, weights_only=False, pickle_module=…)`, which wants a module.
@@ -22,7 +22,7 @@ _STORAGES = ("torch", "torch.storage")
 
 
 class Idle:
-    """Stands for an object of any class that is not known."""
+    """Stand in for an object of an unknown class."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -35,10 +35,10 @@ class Idle:
 
 
 class Unpickler(pickle.Unpickler):
-    """Finds tensors' classes and nothing else."""
+    """An unpickler that finds the classes of tensors and no other."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class, or one that does nothing."""
+        """Return the class, or Idle for an unknown one."""
         storage = module in _STORAGES and name.endswith("Storage")
         dtype = module == "torch" and name in _DTYPES
         if (module, name) in _KNOWN or storage or dtype:

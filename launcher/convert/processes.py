@@ -1,4 +1,4 @@
-"""The same work on many items by several processes, with a bar that shows how far it is."""
+"""Do the same work on many items in several processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _state: dict[str, Any] = {}
 
 def _begin(act: Callable, items: Sequence, done: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker must not outlive the process that would take its files for unfinished.
+    # A worker must end with its parent, because a new run takes its files for unfinished.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
@@ -83,7 +83,7 @@ def _count(size: int) -> None:
 
 
 class Bar:
-    """Bytes, rate and time left: one line that renews itself, or one every 30 s in a log."""
+    """A progress bar of bytes, rate and time left; in a log it is a line every 30 s."""
 
     def __init__(self, total: int):
         self._total = total
@@ -92,7 +92,7 @@ class Bar:
         self._last = self._start if not self._live else 0.0
 
     def show(self, done: int) -> None:
-        """Print how far it is, if it is time to."""
+        """Print the progress, if a new line is due."""
         now = time.monotonic()
         if now - self._last >= (0.5 if self._live else 30):
             self._last = now

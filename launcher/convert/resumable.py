@@ -1,15 +1,15 @@
-"""Files written by several processes, so that an end at any point can be gone on from.
+"""Write files in several processes, so that an interruption at any point can be continued.
 
 Everything goes to `TARGET.incomplete/`, beside the target and on its file system:
 
-    plan.json       what is being made; another plan is refused there
+    plan.json       what is being made; another plan in the same folder is refused
     lock            held by the process that works on it
-    records/        one JSON a finished file: its bytes, SHA-256, and what the writer said of it
+    records/        a JSON for each finished file: its bytes, SHA-256, and the writer's result
     files/          the target-to-be; a file has its name only once it is whole and on disk
 
 When all files are there, the manifest is written and `files/` is renamed to the target: one step
-of the file system, so a target that exists is a whole one. What a file holds depends on nothing
-but the plan, so a conversion that was killed and gone on with equals one that was not.
+of the file system, so a target that exists is complete. The content of a file depends on the plan
+alone, so a conversion that was killed and continued equals one that was not.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def write_all(
 
 
 def _finished(target: Path, folder: Path, plan: Mapping[str, object]) -> bool:
-    """Say whether a conversion ended between the renaming and the removal of its folder."""
+    """Say whether a conversion stopped after the renaming and before the removal of its folder."""
     path = target / manifest.NAME
     if not folder.exists() or (folder / "files").exists() or not path.exists():
         return False
@@ -128,7 +128,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _same_plan(folder: Path, plan: Mapping[str, object]) -> None:
-    """Write down the plan, or refuse one that is not what the folder was begun with."""
+    """Write the plan, or raise UsageError where the folder was begun with another plan."""
     path = folder / "plan.json"
     text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
     if not path.exists():
@@ -149,7 +149,7 @@ def _record_path(folder: Path, unit: Unit) -> Path:
 
 
 def _record(folder: Path, unit: Unit) -> dict | None:
-    """Return what was written down of a finished file; None where it is not there in full."""
+    """Return the record of a finished file; None where the file is not complete."""
     path = _record_path(folder, unit)
     file = folder / "files" / unit.file
     if not path.exists() or not file.exists():
@@ -169,7 +169,7 @@ def _check_space(folder: Path, units: Sequence[Unit]) -> None:
 
 
 def _write(folder: Path, unit: Unit, progress: Progress) -> None:
-    """Write a file and what is to be known of it."""
+    """Write a file and its record."""
     path = folder / "files" / unit.file
     part = folder / (unit.file.replace("/", "+") + ".part")
     with disk_errors(path):

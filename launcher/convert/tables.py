@@ -1,6 +1,6 @@
-"""The mapping tables: which Hugging Face tensors make which Megatron parameter, a row each.
+"""The mapping tables: a row for each Megatron parameter, with its Hugging Face tensors.
 
-A row is (Megatron's name, how, Hugging Face's names), within a layer; the fragments below are
+A row is (Megatron's name, transform, Hugging Face's names), within a layer; the fragments below are
 shared by the architectures that have the part, and an architecture is a few fragments. Megatron's
 names are those of parameters.py. {expert} stands for every expert's number.
 
@@ -181,7 +181,7 @@ def _glm4_moe(model: Model, layer: Layer) -> Rows:
 
 @dataclass(frozen=True)
 class Mtp:
-    """Where an architecture's tensor list has multi-token prediction."""
+    """The place of multi-token prediction in an architecture's tensor list."""
 
     # All by the number of decoder layers and that of the MTP layer, from 0.
     layer: Callable[[int, int], str]  # what the names of its transformer layer start with
@@ -235,7 +235,7 @@ class Table:
     model_types: tuple[str, ...]  # config.json's model_type
     layer: Fragment
     mtp: Mtp | None = None
-    # Buffers that some publications contain and no weights are made of.
+    # Buffers that some publications contain, and that no weight needs.
     ignored: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     # Where its experts are, and what it calls their gate, up and down projections.
     experts: tuple[str, str, str, str] = ("mlp", "gate_proj", "up_proj", "down_proj")

@@ -1,4 +1,4 @@
-"""A Megatron checkpoint, legacy or torch_dist, to Hugging Face safetensors."""
+"""Convert a Megatron checkpoint, legacy or torch_dist, to Hugging Face safetensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Reader = Union[legacy.Reader, torch_dist.Reader]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of what a parameter is taken apart to."""
+    """One of the tensors into which a parameter is taken apart, or a part of it."""
 
     one: Filled
     part: int
@@ -57,7 +57,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to publish: the pieces that are written one behind the other."""
+    """A tensor to publish: its pieces are written one behind the other."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -113,7 +113,7 @@ def _tensors(like: Path) -> Mapping[str, hugging_face.Stored]:
 def _stacked(
     found: Mapping[str, Tensor], there: Mapping[str, hugging_face.Stored], table: Table
 ) -> dict[str, Tensor]:
-    """Return the tensors with the experts in stacks where `there` has them so."""
+    """Return the tensors, with the experts in stacks where `there` has stacks."""
     stacks = encodings.stacks(there)
     if not stacks:
         return dict(found)
@@ -214,7 +214,7 @@ def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str,
 def described(
     config: Mapping[str, Any], table: Table, tensors: Sequence[Tensor], mtp: int
 ) -> dict[str, Any]:
-    """Return config.json as it is true of what is written: unquantized, its dtype and sizes."""
+    """Return the config.json of what is written: unquantized, with its dtype and sizes."""
     if isinstance(config.get("text_config"), Mapping):
         config = language_model(config)  # which is written alone
     bytes_of: Counter[torch.dtype] = Counter()

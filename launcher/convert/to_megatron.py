@@ -1,4 +1,4 @@
-"""Hugging Face safetensors to a Megatron checkpoint, legacy or torch_dist."""
+"""Convert Hugging Face safetensors to a Megatron checkpoint, legacy or torch_dist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLDER = "release"  # Megatron: weights to start from, not an iteration to go on
 
 @dataclass(frozen=True)
 class Mapped:
-    """A published model and the job that is to start from it, matched to the last tensor."""
+    """A published model and the job that will start from it, with every tensor matched."""
 
     source: Source
     job: Description
@@ -42,7 +42,7 @@ class Mapped:
 
 
 def match(source: Source, job: Description, table: Table, left_out: Sequence[str] = ()) -> Mapped:
-    """Audit names, shapes and dtypes; `left_out` are patterns of tensors not wanted."""
+    """Audit names, shapes and dtypes; `left_out` are patterns of tensors that are not converted."""
     model = job.shape.model
     filled = audit.pair(table, model, vocabulary(source.config, model.vocabulary))
     twins = tables.twins(table, model)
@@ -65,7 +65,7 @@ def vocabulary(config: Mapping[str, object], padded: int) -> int:
 
 
 def bytes_of(one: Filled, job: Description) -> int:
-    """Return what a whole parameter takes in the checkpoint."""
+    """Return the bytes of a whole parameter in the checkpoint."""
     return one.parameter.numel * one.dtype(job.dtype).itemsize
 
 
@@ -194,7 +194,7 @@ def _write_rank(mapped: Mapped, rank: legacy.Rank, output: Output) -> dict[str, 
 
 
 def finish(mapped: Mapped, form: str, files: Path, records: Mapping[str, dict]) -> None:
-    """Write what is not a rank's or a group's."""
+    """Write the files that belong to no rank and no group."""
     folder = files / FOLDER
     if form == "torch_dist":
         torch_dist.finish(folder, mapped.job, records)

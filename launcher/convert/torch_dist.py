@@ -1,8 +1,8 @@
 """Megatron's distributed format, torch_dist: PyTorch's distributed checkpoint, without ranks.
 
     release/__N_0.distcp    tensors as torch.save writes them, one behind the other
-    release/.metadata       what lies where: a pickled torch.distributed.checkpoint Metadata
-    release/common.pt       what is no tensor; every release from 0.15 on reads it from there
+    release/.metadata       the tensors' places: a pickled torch.distributed.checkpoint Metadata
+    release/common.pt       what is not a tensor; every release from 0.15 on reads it from there
     release/metadata.json   the format's name
     release/integrity.json  SHA-256 of all of these, for Megatron's --verify-integrity
 
@@ -42,7 +42,7 @@ FILE_BYTES = 1 << 30  # of tensors in a file, unless one tensor is larger
 
 
 def layers(job: Description) -> dict[str, Layer]:
-    """Return every layer by what its parameters' names start with."""
+    """Return every layer, by the prefix of its parameters' names."""
     model = job.shape.model
     found = [Layer(n, model.moe[n], model.linear[n], False) for n in range(model.layers)]
     found += [mtp_layer(model, n) for n in range(model.mtp_built)]
@@ -262,7 +262,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def _metadata(folder: Path) -> Metadata:
-    """Return what lies where. Raises UsageError where it cannot be read."""
+    """Return the places of all tensors. Raises UsageError where they cannot be read."""
     path = folder / ".metadata"
     try:
         with path.open("rb") as file:
@@ -276,7 +276,7 @@ class _MetadataUnpickler(pickles.Unpickler):
     """Finds the classes of the distributed checkpoint's metadata too."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class, or one that does nothing."""
+        """Return the class, or Idle for an unknown one."""
         if module.startswith("torch.distributed.checkpoint") or (module, name) in _METADATA:
             return pickle.Unpickler.find_class(self, module, name)
         return super().find_class(module, name)

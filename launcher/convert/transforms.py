@@ -1,6 +1,6 @@
-"""How one Megatron parameter is made of Hugging Face tensors, and taken apart again.
+"""Transforms from Hugging Face tensors to one Megatron parameter, and back.
 
-Every transform is its own inverse's pair: `forward` makes the whole, unsplit Megatron parameter of
+Every transform has two directions: `forward` makes the whole, unsplit Megatron parameter of
 the tensors that its row names, in that order; `backward` returns them. Both work on the meta
 device too, so shapes are checked with the very code that moves the data.
 """
@@ -137,7 +137,7 @@ class DeltaNetInput:
 
 @dataclass(frozen=True)
 class Concatenated:
-    """Matrices over each other, of these many rows."""
+    """Matrices joined along their rows; these are the numbers of rows."""
 
     sizes: tuple[int, ...]
 
@@ -169,7 +169,7 @@ class ZeroCentred:
 
 @dataclass(frozen=True)
 class PadRows:
-    """The vocabulary's rows, and zeros up to what Megatron pads it to."""
+    """The rows of the vocabulary, with zeros up to Megatron's padded size."""
 
     rows: int  # published
 
@@ -182,7 +182,7 @@ class PadRows:
         return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
     def backward(self, whole: torch.Tensor) -> list[torch.Tensor]:
-        """Leave them out."""
+        """Leave the padding rows out."""
         return [whole[: self.rows]]
 
 

@@ -1,4 +1,4 @@
-"""What a change of dtype does to the values: rounding is counted, overflow and NaN are refused."""
+"""Change the dtype of values: rounding is counted, overflow and NaN are refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STEP = 1 << 24  # elements compared at once
 
 @dataclass(frozen=True)
 class Change:
-    """What a conversion did to the values of one tensor, or of a part of it."""
+    """The effect of a conversion on the values of one tensor, or of a part of it."""
 
     name: str
     before: str  # dtype
     after: str  # dtype
-    values: int  # that are not what they were
+    values: int  # values that changed
     total: int
     relative: float  # largest |after - before| / |before|; 1 where a value became zero
     part: int = 0  # of the tensor; ranks that hold the same part count it once
@@ -67,12 +67,12 @@ class Changes:
             self._found.append(change)
 
     def as_json(self) -> list[dict]:
-        """Return what the record of a file keeps."""
+        """Return the changes for the record of a file."""
         return [asdict(change) for change in self._found]
 
 
 def require_finite(tensor: torch.Tensor, name: str) -> None:
-    """Refuse NaN and infinity in a source. Raises UsageError that names the tensor."""
+    """Raise UsageError, which names the tensor, for NaN and infinity in a source."""
     if not _is_finite(tensor):
         bad = tensor.numel() - int(tensor.isfinite().sum())
         raise UsageError(
@@ -92,7 +92,7 @@ def _require_range(before: torch.Tensor, after: torch.Tensor, name: str) -> None
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Say so by the extremes: one pass, and NaN wins both."""
+    """Say whether all values are finite. One pass finds the extremes, and NaN wins."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))

@@ -301,7 +301,7 @@ def _virtual(settings: Settings, published: Arguments, above: Arguments) -> Sett
     if settings.origin("VPP") == "environment":
         raise UsageError(
             f"VPP={settings.VPP} (environment), but {origin} makes {runs} virtual "
-            "pipeline rank: drop one of them"
+            "stages on each pipeline rank: drop one of them"
         )
     return replace(settings, "VPP", str(runs), origin)
 

@@ -1,4 +1,4 @@
-"""What a job is and whether it can work, said before it is submitted: pure Python, no torch."""
+"""The plan of a job: what it is and whether it can work, in pure Python without torch."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class Finding:
 
     severity: str  # "error" or "warning"
     message: str  # what is wrong, what is allowed, where it was set
-    rule: str  # who says so
+    rule: str  # the rule or check that found it

@@ -1,4 +1,4 @@
-"""What forward passes leave for backward ones, in bytes: saved tensors, micro-batches in flight.
+"""Activation memory in bytes: the tensors that forward passes save for backward passes.
 
 Activations are the tensors that Transformer Engine's modules and Megatron's own functions save for
 the backward pass, as read in their sources and in Korthikanti et al., "Reducing Activation
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from launcher.plan.shape import ACTIVATION, QUANTIZED, SINGLE, Experts, LinearAttention, Shape
 from launcher.plan.stages import Chunk, Layer
 
-# Tokens that the fullest rank gets, of its even share, where nothing balances them by force.
+# Tokens of the fullest rank, as a multiple of its even share, without forced balance.
 IMBALANCE = 1.2
 
 
@@ -24,7 +24,7 @@ class Saved:
 
     what: str
     size: float  # bytes of one micro-batch
-    # Recomputation modules of which any one makes it unnecessary (--recompute-modules).
+    # Any of these recomputed modules makes it unnecessary to save the tensor (--recompute-modules).
     spared_by: frozenset[str] = frozenset()
     offloaded_by: str = ""  # the module of --offload-modules that sends it to the CPU
 
@@ -76,9 +76,9 @@ def in_flight(shape: Shape, pipeline_rank: int, sizes: Sequence[float]) -> tuple
 
 
 def chunk_activations(shape: Shape, chunk: Chunk, sizes: Mapping[str, float]) -> float:
-    """Return what one micro-batch leaves saved in a model chunk, without logits.
+    """Return the bytes that one micro-batch saves in a model chunk, without logits.
 
-    `sizes` is what a layer of each kind keeps (`kept`).
+    `sizes` are the bytes that a layer of each kind keeps (`kept`).
     """
     full = shape.training.recompute == "full"
     decoder = [sizes[one.kind] for one in chunk.decoder]
@@ -86,7 +86,7 @@ def chunk_activations(shape: Shape, chunk: Chunk, sizes: Mapping[str, float]) ->
         decoder = _full(shape, decoder)
     extra = sum(layer_input(shape) if full else sizes[one.kind] for one in chunk.mtp)
     if chunk.final_norm:
-        extra += 2 * layer_input(shape)  # what it reads, and what the output layer reads
+        extra += 2 * layer_input(shape)  # the inputs of the final norm and of the output layer
     return sum(decoder) + extra
 
 
@@ -101,7 +101,7 @@ def _full(shape: Shape, layers: list[float]) -> list[float]:
 
 
 def kept(shape: Shape, layer: Layer, imbalance: float | None = None) -> float:
-    """Return what a layer leaves saved after selective recomputation and offloading."""
+    """Return the bytes that a layer keeps after selective recomputation and offloading."""
     training = shape.training
     return sum(
         one.size
@@ -114,7 +114,7 @@ def kept(shape: Shape, layer: Layer, imbalance: float | None = None) -> float:
 def layer_activations(
     shape: Shape, layer: Layer, imbalance: float | None = None
 ) -> tuple[Saved, ...]:
-    """Return everything that a layer saves for one micro-batch if nothing is recomputed."""
+    """Return all tensors that a layer saves for one micro-batch without recomputation."""
     if layer.linear and shape.model.linear_attention is not None:
         attend = linear_attention(shape, shape.model.linear_attention)
     else:
@@ -127,21 +127,21 @@ def layer_activations(
 
 
 def tokens(shape: Shape) -> float:
-    """Return a micro-batch's tokens on this rank inside a tensor-parallel region: CP splits."""
+    """Return a micro-batch's tokens on this rank in a tensor-parallel region; CP splits them."""
     training = shape.training
     return training.micro_batch * training.sequence / shape.parallel.context
 
 
 def own_tokens(shape: Shape) -> float:
-    """Return the tokens outside of it, which sequence parallelism splits over TP as well."""
+    """Return the tokens outside of that region, which sequence parallelism splits over TP too."""
     return tokens(shape) / (shape.parallel.tensor if shape.parallel.sequence else 1)
 
 
 def routed_tokens(shape: Shape, moe: Experts, imbalance: float | None = None) -> float:
     """Return the tokens that this rank's experts work on: top-k copies of each, unless dropped.
 
-    What the ranks of an EP group send equals what they receive, so a balanced rank gets what it
-    sends. Expert tensor parallelism gathers the tokens of its ranks.
+    The ranks of an EP group receive as many tokens as they send, so a balanced rank receives as
+    many as it sends. Expert tensor parallelism gathers the tokens of its ranks.
     """
     share = own_tokens(shape) * moe.top_k * shape.parallel.expert_tensor
     return share * imbalance_of(moe, imbalance)
@@ -154,7 +154,7 @@ def imbalance_of(moe: Experts, imbalance: float | None) -> float:
 
 
 def layer_input(shape: Shape) -> float:
-    """Return the hidden states of one micro-batch, as they go from layer to layer."""
+    """Return the bytes of one micro-batch's hidden states between two layers."""
     return own_tokens(shape) * shape.model.hidden * ACTIVATION
 
 
@@ -431,10 +431,11 @@ def logits(shape: Shape, chunk: Chunk) -> float:
 
 
 def working(shape: Shape, layer: Layer, imbalance: float | None = None) -> float:
-    """Return what a layer needs while it is at work, and gives back.
+    """Return the bytes that a layer needs while it works, and frees afterwards.
 
-    Whatever it recomputes or had sent to the CPU; and the gradients of its widest part: of
-    experts, those of the tokens before and behind them and of the products between.
+    They are the tensors that it recomputes or fetches from the CPU, and the gradients of its widest
+    part. For experts, these are the gradients of the tokens before and after them, and of the
+    products between.
     """
     model = shape.model
     returned = sum(one.size for one in layer_activations(shape, layer, imbalance))

@@ -1,4 +1,4 @@
-"""Known models, recognized by their dimensions: a file's name says nothing of what it trains."""
+"""Known models, recognized by their dimensions, because a file may have any name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launcher.plan.shape import Model
 
 
 class Architecture(NamedTuple):
-    """What tells a model from all others that results were published of."""
+    """The dimensions that identify a model among those with published results."""
 
     layers: int
     hidden: int
@@ -39,7 +39,7 @@ KNOWN = {
     "Qwen3-30B-A3B": Architecture(48, 2048, 32, False, 128, 8, 768, 0),
     "Qwen3-Next-80B-A3B": Architecture(48, 2048, 16, False, 512, 10, 512, 512),
 }
-# Two have the same dimensions; their words, before padding, tell them apart.
+# Two models have the same dimensions and differ in their vocabulary, before padding.
 WORDS = {"DeepSeek-V2-Lite": 102_400, "Moonlight-16B-A3B": 163_840}
 
 

@@ -27,15 +27,15 @@ class Step:
 
 
 def ignored(release: str) -> bool:
-    """Say whether a release reads --rampup-batch-size and does nothing with it."""
+    """Say whether a release accepts --rampup-batch-size without any effect."""
     return index(release) >= index("0.18")
 
 
 def steps(arguments: Arguments, final: int, sequence: int, release: str) -> tuple[Step, ...]:
     """Return the global batches of a run, one that never changes included.
 
-    `final` is --global-batch-size, `sequence` the tokens of one. Raises ValueError, in Megatron's
-    sense, for a schedule that is none.
+    `final` is --global-batch-size, and `sequence` is the tokens of one sequence. Raises ValueError
+    for a schedule that Megatron cannot read.
     """
     if SCHEDULE in arguments:
         return _schedule(value(arguments, SCHEDULE) or "", sequence)

@@ -1,4 +1,4 @@
-"""What a job has chosen where several flags decide, with Megatron's defaults (validate_args)."""
+"""A job's choices where several flags decide together, with Megatron's defaults (validate_args)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dispatcher(arguments: Arguments) -> str:
 
 
 def backend(arguments: Arguments) -> str | None:
-    """Return what moves the tokens of the flex dispatcher; None with another one."""
+    """Return the backend of the flex dispatcher; None with another dispatcher."""
     if dispatcher(arguments) != "flex":
         return None
     if "--moe-enable-deepep" in arguments:
@@ -38,7 +38,7 @@ def precision(arguments: Arguments) -> str:
 
 
 def granularity(arguments: Arguments) -> str | None:
-    """Return what is recomputed: full, selective or None."""
+    """Return the granularity of recomputation: full, selective or None."""
     if {"--recompute-activations", "--moe-layer-recompute"} & arguments.keys():
         return "selective"
     return value(arguments, "--recompute-granularity")

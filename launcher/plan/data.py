@@ -14,7 +14,7 @@ MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "working
 
 
 def as_data(made: Shaped, site: Site) -> dict[str, Any]:
-    """Return the plan for tools: null, or left out of a stage, is what a job does not tell."""
+    """Return the plan for tools. An unknown value is null, or absent from a stage."""
     shape = made.shape
     training, parallel = shape.training, shape.parallel
     content: dict[str, Any] = {

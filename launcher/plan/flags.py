@@ -1,7 +1,7 @@
 """Whether Megatron's parser takes a job's arguments, release by release, and what to write instead.
 
-The catalogue's data is what `extract_flags.py` read off the real parser; what is said here of
-values and their number is argparse's own reading, so an error means that Megatron would stop.
+`extract_flags.py` read the catalogue's data from the real parser. This module checks values and
+their number as argparse does, so an error means that Megatron would stop.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _NUMBER_OF: Mapping[int | str | None, tuple[str, float, float]] = {
 
 
 class Flag(NamedTuple):
-    """What a release's parser says of one flag; `extract_flags.py` explains the fields."""
+    """One flag in a release's parser; `extract_flags.py` explains the fields."""
 
     switch: bool | None = None  # None: it takes values
     type: str = "str"
@@ -85,7 +85,7 @@ class Catalogue(NamedTuple):
         return flag in self.entries
 
     def get(self, flag: str) -> Flag | None:
-        """Return what is known of a flag under any of its spellings; None where it is unknown."""
+        """Return a flag under any of its spellings; None where it is unknown."""
         entry = self.entries.get(flag)
         if entry is None:
             return None
@@ -103,7 +103,7 @@ def load(release: str) -> Catalogue:
 
 
 def check(arguments: Arguments, release: str) -> list[Finding]:
-    """Return what the release's parser refuses, as errors, and what it advises against."""
+    """Return what the release's parser refuses, as errors, and its advice, as warnings."""
     catalogue = load(release)
     found = []
     for flag, argument in arguments.items():
@@ -141,7 +141,7 @@ def _named(release: str) -> str:
 
 
 def _hint(flag: str, catalogue: Catalogue) -> str:
-    """Return what to do about a flag that the release does not know."""
+    """Return advice about a flag that the release does not know."""
     at = index(catalogue.release)
     for entry in (*RENAMES, *OTHER_RENAMES):
         if flag == entry.old and entry.new in catalogue:
@@ -257,8 +257,8 @@ def _alignment(text: str) -> object:
     return text if text == "max" else whole_number(text)
 
 
-# By Megatron's name of the function that reads the text; of a function that is not here, any text
-# is taken as good.
+# By Megatron's name of the function that reads the text. Any text is accepted for a function that
+# is not in this table.
 _FREQUENCY = (_pattern, "a whole number or a list such as ([0]*3+[1]*58)")
 _TYPES: Mapping[str, tuple[Callable[[str], object], str]] = {
     "int": (whole_number, "a whole number"),

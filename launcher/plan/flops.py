@@ -1,4 +1,4 @@
-"""Model FLOPs, by Megatron's own convention: what its log divides by time for TFLOP/s/GPU.
+"""Model FLOPs by Megatron's own convention, from which its log computes TFLOP/s/GPU.
 
 Source: num_floating_point_operations (megatron/training/training.py, transformer_flops, 0.19). Its
 conventions: a matrix product of m×n by n×k is 2·m·n·k operations; forward and backward are three

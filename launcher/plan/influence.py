@@ -1,8 +1,8 @@
-"""What each Megatron flag does to the plan: modelled, without influence, or not modelled.
+"""The influence of each Megatron flag on the plan: modelled, none, or not modelled.
 
-influence.csv has a line for each flag of every catalogue; of a flag whose values differ, a line
-for each kind of value, the first that fits counting. `spoils` names what is wrong by a flag that is
-not modelled: `memory`, or `parameters` and with them everything that is computed from them.
+influence.csv has a line for each flag of every catalogue. A flag whose values differ in influence
+has several lines, of which the first that fits counts. `spoils` names the numbers that become wrong
+by a flag that is not modelled: `memory`, or `parameters` and everything computed from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launcher.plan import Finding
 
 DATA = Path(__file__).parent / "influence.csv"
 MODELLED, NONE, UNMODELLED = "modelled", "none", "unmodelled"
-# What is wrong where this is.
+# The numbers that depend on this one.
 SPOILED = {
     "memory": frozenset({"memory"}),
     "parameters": frozenset({"parameters", "memory", "FLOPs"}),
@@ -30,9 +30,9 @@ class Influence:
     """One line of the table."""
 
     influence: str  # MODELLED, NONE or UNMODELLED
-    values: tuple[str, ...]  # of which this holds; none: of all others
+    values: tuple[str, ...]  # the values that this line is about; empty: all others
     spoils: str  # a key of SPOILED, of UNMODELLED
-    why: str  # by what it is modelled, or why it need not be
+    why: str  # the module that models it, or the reason why none has to
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def table() -> Mapping[str, tuple[Influence, ...]]:
 
 
 def of(flag: str, values: tuple[str, ...]) -> Influence | None:
-    """Return what a flag with these values does; None where the table does not know the flag."""
+    """Return the influence of a flag with these values; None for a flag that the table lacks."""
     for line in table().get(flag, ()):
         if not line.values or set(values) & set(line.values):
             return line
@@ -57,7 +57,7 @@ def of(flag: str, values: tuple[str, ...]) -> Influence | None:
 
 
 def unknown(arguments: Arguments) -> tuple[frozenset[str], list[Finding]]:
-    """Return what the plan of a job cannot know, and a line for each flag that is the reason."""
+    """Return the numbers that a plan cannot know, and a line for each flag that is a reason."""
     spoiled: set[str] = set()
     found = []
     for flag, argument in arguments.items():

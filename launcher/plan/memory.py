@@ -1,4 +1,4 @@
-"""GPU memory of each pipeline rank at its fullest, in bytes, and what the numbers rest on."""
+"""GPU memory of each pipeline rank at its fullest, in bytes, and the assumptions of the numbers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Rank:
 
     @property
     def static(self) -> int:
-        """What is there between steps."""
+        """The memory that is in use between steps."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """The fullest moment: forward and backward, or the step that needs offloaded states."""
+        """Memory at the fullest moment: in the passes, or when offloaded states are back."""
         running = self.activations + self.logits + self.working
         return self.static + self.framework + max(running, self.offloaded_states)
 
@@ -55,7 +55,7 @@ def ranks(shape: Shape, split: Sequence[Stage], imbalance: float | None = None) 
 
 def rank(shape: Shape, stage: Stage, count: Count, imbalance: float | None = None) -> Rank:
     """Return the memory of one pipeline rank."""
-    # Layers of a kind are equal: each is computed once a rank.
+    # Layers of a kind are equal, so each kind is computed once for a rank.
     kinds = {one.kind: one for one in stage.layers}
     sizes = {kind: activations.kept(shape, one, imbalance) for kind, one in kinds.items()}
     saved = [activations.chunk_activations(shape, chunk, sizes) for chunk in stage.chunks]
@@ -77,7 +77,7 @@ def rank(shape: Shape, stage: Stage, count: Count, imbalance: float | None = Non
         offloaded_states=visiting,
         activations=round(sum(one * n for one, n in zip(saved, flying))),
         logits=round(sum(one * n for one, n in zip(losses, flying))),
-        # A layer goes backward only after the loss of its micro-batch, whose logits are gone then.
+        # A layer's backward pass comes after the loss, and the logits are free by then.
         working=round(max(0.0, at_work - max(losses))),
         framework=FRAMEWORK + DISPATCHER.get(shape.training.dispatcher, 0),
         in_flight=flying,
@@ -95,7 +95,7 @@ def room(found: Sequence[Rank], gpu: str) -> float:
 
 
 def assumptions(shape: Shape, imbalance: float | None = None) -> list[str]:
-    """Return what the numbers rest on, for whoever reads them."""
+    """Return the assumptions of the estimate, for the reader."""
     training, experts = shape.training, shape.model.experts
     lines = [
         "activations are read off Megatron's and Transformer Engine's sources and counted in "

@@ -1,7 +1,7 @@
 """Exact numbers of parameters: of each pipeline rank, and of the whole model.
 
 The counts are those of Megatron-Core 0.19's GPT model with Transformer Engine. A rank's numbers
-are those of the first tensor-parallel rank of its stage; all others have the same.
+are those of the first tensor-parallel rank of its stage, which all others share.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class WholeModel:
     """Parameters of the model without any parallelism."""
 
     total: int  # without MTP
-    active: int  # what one token passes through: all but the experts that it is not sent to
+    active: int  # the parameters that one token uses: all but the experts that it is not sent to
     mtp: int  # on top, for multi-token prediction
 
 

@@ -28,7 +28,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Shaped:
-    """A job whose arguments determine it. What only a reader needs is computed when asked for."""
+    """A job whose arguments determine its shape. Numbers for readers are computed on demand."""
 
     case: Case
     shape: Shape
@@ -52,20 +52,20 @@ class Shaped:
             raise ValueError(f"{what}: a flag of the job is not modelled")
 
     def assumptions(self) -> list[str]:
-        """Return what the memory estimate rests on."""
+        """Return the assumptions of the memory estimate."""
         return memory.assumptions(self.shape)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a job: what Megatron would refuse, and its shape where there is one."""
+    """The plan: what Megatron would refuse, and the shape, where the arguments determine it."""
 
     shaped: Shaped | None  # None where the arguments do not determine it
     findings: tuple[Finding, ...]
 
 
 def plan(case: Case) -> Plan:
-    """Work a job out from its Megatron arguments, and find what Megatron would refuse."""
+    """Return the plan of a job, from its Megatron arguments."""
     unknown, unmodelled = influence.unknown(case.arguments)
     found = [*flags.check(case.arguments, case.release), *rules.check(case), *unmodelled]
     refused = any(finding.severity == "error" for finding in found)
@@ -73,7 +73,9 @@ def plan(case: Case) -> Plan:
         shape = read(case.arguments, case.world_size, case.release)
         return Plan(Shaped(case, shape, stages.split(shape), unknown), tuple(found))
     except (ValueError, ArithmeticError, LookupError) as error:
-        if not refused and "parameters" not in unknown:  # otherwise that is why
+        if (
+            not refused and "parameters" not in unknown
+        ):  # otherwise an error or a note gives the reason already
             found.append(Finding("warning", f"no plan could be made: {error}", "plan"))
         return Plan(None, tuple(found))
 

@@ -1,4 +1,4 @@
-"""What was published of the same model on the same GPU: what a job can be expected to reach.
+"""Published results of the same model on the same GPU, which a job can be compared with.
 
 published.csv has a line for each published measurement, with the settings that decide:
 
@@ -33,7 +33,7 @@ DATA = Path(__file__).parent / "published.csv"
 SIZES = ("gpus", "tp", "pp", "vpp", "ep", "etp", "cp", "mbs", "gbs")
 WORDS = ("precision", "routing", "dispatcher", "graphs", "overlap", "recompute", "fused", "mtp")
 SWITCH = {"0": "off", "1": "on"}
-# What a difference is worth when the nearest is sought; of numbers, for each factor of two.
+# The weight of a difference in the search for the nearest; of numbers, for each factor of two.
 WEIGHT = {
     "layers": 20.0,
     "precision": 8.0,
@@ -51,7 +51,7 @@ WEIGHT = {
 
 @dataclass(frozen=True)
 class Result:
-    """One published measurement, and in what the job asked about differs from it."""
+    """One published measurement, and its differences from the job."""
 
     settings: dict[str, str]  # the columns of published.csv
     differences: tuple[str, ...]  # 'GBS 8192 instead of 2048'
@@ -185,7 +185,7 @@ def _differences(row: Mapping[str, str], job: Mapping[str, str]) -> Iterator[str
             yield f"{word} {ours or 'none'} instead of {theirs or 'none'}"
 
 
-# What a published row settles, so that another job's own answer to it goes away.
+# Settings that a published row decides, and that replace those of the base model.
 _SETTLED = (
     "--recompute-granularity",
     "--recompute-modules",

@@ -1,4 +1,4 @@
-"""What would make a job fit its GPU: the recipe of its model, or the smallest change."""
+"""Remedies for a job that does not fit its GPU: a recipe of its model, or the smallest change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.plan.shape import Shape, read
 RECIPES = ROOT / "best_practice"
 # Published runs reserve 4 to 7 % more than they allocate.
 USABLE = 0.93
-# Sets of recomputed modules, each dearer than the one before.
+# Sets of recomputed modules, each more costly than the one before.
 RECOMPUTED = (
     ("layernorm",),
     ("layernorm", "moe_act"),

@@ -63,7 +63,7 @@ class LinearAttention:
 
 @dataclass(frozen=True)
 class Indexer:
-    """What chooses the keys of sparse attention (--experimental-attention-variant dsa)."""
+    """The part that chooses the keys of sparse attention (--experimental-attention-variant dsa)."""
 
     heads: int
     head_dim: int
@@ -87,7 +87,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Model:
-    """Dimensions, in elements, and counts; nothing of it depends on the parallelism."""
+    """Dimensions, in elements, and counts, none of which depends on the parallelism."""
 
     layers: int  # decoder layers, MTP's not among them
     hidden: int
@@ -140,7 +140,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Split:
-    """What decides which layers a pipeline stage has, as the arguments state it."""
+    """The arguments that decide which layers a pipeline stage has."""
 
     layout: str | None
     layers_per_chunk: int | None  # --num-layers-per-virtual-pipeline-stage
@@ -152,7 +152,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Training:
-    """Batch, precision, recomputation and optimizer: what memory depends on besides the sizes."""
+    """Batch, precision, recomputation and optimizer, on which memory depends besides the sizes."""
 
     micro_batch: int  # sequences
     global_batch: int  # sequences; the last one where it changes over the run
@@ -188,7 +188,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that the plan computes from."""
+    """A job's model, sizes and training settings: the input of the whole plan."""
 
     model: Model
     parallel: Parallel

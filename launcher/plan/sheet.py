@@ -1,4 +1,4 @@
-"""The plan of one job as a sheet: stages, parameters, FLOPs and memory, for one look."""
+"""The plan of one job as a sheet of text: stages, parameters, FLOPs, memory and time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROWS = 9  # of stages, where not all are asked for
 
 
 def sheet(made: Shaped, site: Site, everything: bool = False) -> list[str]:
-    """Return the plan's lines: ranks, batch, model, stages, memory and what was published.
+    """Return the plan's lines: ranks, batch, model, stages, memory, published result, projection.
 
-    With `everything`, each stage with its memory by terms, and what the numbers rest on.
+    `everything` adds each stage with its memory by terms, and the assumptions of the numbers.
     """
     try:
         lines = [*structure(made, site), *_size(made), *_needs(made, site, everything)]
@@ -49,7 +49,7 @@ def _needs(made: Shaped, site: Site, everything: bool) -> list[str]:
 
 
 def structure(made: Shaped, site: Site) -> list[str]:
-    """Return which ranks do what, and the batch's arithmetic."""
+    """Return the lines of the ranks and of the batch."""
     shape = made.shape
     parallel, training = shape.parallel, shape.training
     virtual = parallel.virtual
@@ -153,7 +153,7 @@ def _terms(rank: memory.Rank) -> str:
 
 
 def _published(made: Shaped, site: Site) -> list[str]:
-    """Return what the nearest published result makes one expect of this job."""
+    """Return the lines of the nearest published result, and the step time at its rate."""
     known = architectures.name(made.shape.model)
     found = projected.nearest(made, site)
     if found is None:

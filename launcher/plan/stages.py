@@ -29,7 +29,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """What it is called in a table; layers of a kind are equal but for their numbers."""
+        """Its name in a table. Layers of a kind differ only in their numbers."""
         linear = "linear " if self.linear else ""
         return f"{'MTP ' if self.mtp else ''}{linear}{'MoE' if self.moe else 'dense'}"
 
@@ -98,7 +98,7 @@ class _Size:
 
 
 def _chunk(model: Model, rank: int, stage: int, size: _Size, grid: tuple[int, int]) -> Chunk:
-    # Megatron slices the list of all layers, so what lies beyond its end is silently absent.
+    # Megatron slices the list of all layers, so layers beyond its end are silently absent.
     numbers = range(size.offset, min(size.offset + size.layers, model.layers))
     decoder = tuple(Layer(n, model.moe[n], model.linear[n], False) for n in numbers)
     return Chunk(

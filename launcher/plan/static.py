@@ -1,4 +1,4 @@
-"""What a pipeline rank holds between steps, in bytes: weights, gradients, optimizer states.
+"""Static memory of a pipeline rank, in bytes: weights, gradients and optimizer states.
 
 The terms follow Megatron's buffers (core/distributed/param_and_grad_buffer.py) and optimizers
 (core/optimizer/distrib_optimizer.py).
@@ -39,12 +39,13 @@ def gradients(shape: Shape, count: Count) -> int:
 
 
 def placeholders(shape: Shape, stage: Stage) -> int:
-    """Return what Transformer Engine hands autograd as the gradients of weights.
+    """Return the bytes of the placeholders that Transformer Engine gives autograd as gradients.
 
-    Its fused accumulation writes a weight's gradient straight into the buffer; autograd still asks
-    for a tensor of the weight's shape and type, and gets one that nobody reads: a single one for
-    each shape, kept from the first backward on (get_dummy_wgrad, transformer_engine/pytorch/module/
-    base.py; core/tensor_parallel/layers.py asks for the output layer's).
+    Its fused accumulation writes a weight's gradient straight into the buffer. Autograd still asks
+    for a tensor of the weight's shape and type, and gets a placeholder that nobody reads. There is
+    one for each shape, and it is kept from the first backward pass on (get_dummy_wgrad,
+    transformer_engine/pytorch/module/base.py; core/tensor_parallel/layers.py asks for the output
+    layer's).
     """
     if not shape.training.fused_gradients:
         return 0

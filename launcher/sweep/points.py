@@ -40,9 +40,7 @@ def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[P
     for name in read.axes:
         if environ.get(name) or any(word.partition("=")[0] == name for word in words):
             where = "on the command line" if name.startswith("-") else "in the environment"
-            raise UsageError(
-                f"{name} is an axis of {read.path}, and it is set {where} too: drop one of them"
-            )
+            raise UsageError(f"{name} is an axis of {read.path}, and it is set {where} too")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         planned = list(pool.map(partial(_plan, read, words, environ), read.points()))
     return _refuse_repeated(planned)

@@ -1,7 +1,8 @@
-"""What to expect of a job: the projection, held against what was measured of jobs like it.
+"""The expected speed of a job: its projection, corrected by measurements of similar jobs.
 
 An exact measurement counts as it is. The nearest one of the same model and GPU corrects the
-projection by the factor that it is off there; the less alike the two jobs are, the less.
+projection by the factor between measurement and projection there. The correction is weaker, the
+less alike the two jobs are.
 A figure of another model or another GPU corrects nothing: on held-out rows it does harm.
 """
 
@@ -32,7 +33,7 @@ FARTHEST = 10.0  # a larger one says nothing of a job
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a job is expected to reach."""
+    """The expected speed of a job."""
 
     projection: Projection  # anchored
     low: float  # seconds of a step; the band holds 80 % of held-out rows
@@ -58,7 +59,7 @@ def expect(
     arguments: Arguments,
     known: Calibration,
 ) -> Expectation:
-    """Return what a job is expected to reach. Raises ValueError where it cannot be projected."""
+    """Return the expected speed of a job. Raises ValueError where it cannot be projected."""
     constants = known.constants
     alone = project(one, split, how, gpu, constants)
     found = published.nearest(model, gpu, one, how, known.runs)
@@ -83,7 +84,7 @@ def expect(
 
 
 def weight(distance: float) -> float:
-    """Return how much of a measurement's correction counts at a distance."""
+    """Return the weight of a measurement's correction at a distance."""
     return math.exp(-distance / bands()["reach"])
 
 
@@ -113,7 +114,7 @@ def correction(
 
 
 def warnings(one: Shape, how: Execution, gpu: str) -> list[str]:
-    """Return what lies outside of everything that the constants were fitted to."""
+    """Return a line for each setting that no fitted measurement has."""
     parallel, training, experts = one.parallel, one.training, one.model.experts
     found = []
     ranks = parallel.expert * parallel.expert_tensor

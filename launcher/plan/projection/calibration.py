@@ -1,10 +1,10 @@
-"""What was measured on the user's own cluster: $OUTPUT_PATH/calibration.json.
+"""Measurements of the user's own cluster: $OUTPUT_PATH/calibration.json.
 
     {"constants": {"e_bf16_hopper": 0.81, …},      written by `calibrate`
      "runs": [{"model": …, "gpu": …, …}, …]}       rows with the columns of published.csv
 
-Measured constants replace the fitted ones. Runs stand beside the published rows as anchors, and
-before any of them: they are this cluster's.
+Measured constants replace the fitted ones. Runs are anchors like the published rows, and come
+before them, because they are this cluster's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Calibration:
 
 
 def read(path: Path | None) -> Calibration:
-    """Return what a file holds; the fitted constants where there is none. Raises UsageError."""
+    """Return the content of a file; without one, the fitted constants. Raises UsageError."""
     if path is None or not path.is_file():
         return Calibration(fitted())
     found = load(path)
@@ -64,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Replace a file at once, so that no reader sees half of it."""
+    """Replace a file in one step, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

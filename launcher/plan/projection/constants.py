@@ -22,7 +22,7 @@ GPUS: Mapping[str, Known] = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What is the same for every job; constants.json says what each one is."""
+    """The constants, which are the same for every job; constants.json explains each one."""
 
     e_bf16_hopper: float
     e_bf16_blackwell: float

@@ -1,4 +1,4 @@
-"""How a job's software runs it: what decides about time and not about memory."""
+"""The settings of a job's software that decide its time and not its memory."""
 
 from __future__ import annotations
 

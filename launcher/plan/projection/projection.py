@@ -114,7 +114,7 @@ def _by(
     turns: schedule.Passes,
     micro_batches: int,
 ) -> dict[str, float]:
-    """Return what the busiest rank's seconds are spent on; `host` is what it waits for its CPU."""
+    """Return the busiest rank's seconds by part; `host` is the time that it waits for its CPU."""
     busy = [
         sum(forward) + sum(backward)
         for forward, backward in zip(turns.steady_forward, turns.steady_backward)

@@ -29,7 +29,7 @@ PARTS = {
     "scale": "slowest GPU and age of the software",
 }
 SHOWN = ("host", "pipeline", "expert")
-LEAST = 0.01  # of a step: what is less is not shown
+LEAST = 0.01  # share of a step below which a part is not shown
 
 
 def how(made: Shaped, site: Site) -> execution.Execution:

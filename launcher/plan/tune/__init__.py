@@ -1,1 +1,1 @@
-"""Which sizes make a job fastest: candidates, what they need and how long they take."""
+"""The search for the sizes that make a job fastest: candidates, their memory and their time."""

@@ -1,4 +1,4 @@
-"""The sizes that a job could have, as far as they divide."""
+"""The candidates: all sizes that a job could have, as far as they divide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FLAGS = {
 }
 _VIRTUAL = "--num-virtual-stages-per-pipeline-rank"
 _LAYOUT = "--pipeline-model-parallel-layout"
-# What the candidates decide, and what would decide it beside them.
+# The flags that the candidates decide, and the flags that would contradict them.
 _DECIDED = (
     _VIRTUAL,
     _LAYOUT,
@@ -42,7 +42,7 @@ _RECOMPUTED = (
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One choice."""
+    """One choice of sizes, recomputation and layout."""
 
     tensor: int
     pipeline: int
@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """What tells results apart, in the order of SIZES."""
+        """The sizes, in the order of SIZES; no two results have the same."""
         return (
             self.tensor,
             self.pipeline,
@@ -103,7 +103,7 @@ def powers(most: int) -> list[int]:
 
 
 def candidates(shape: Shape, fixed: Mapping[str, int]) -> Iterator[Candidate]:
-    """Yield every choice whose sizes divide, the even split standing for all layouts.
+    """Yield every choice whose sizes divide. The even split stands for all layouts.
 
     `fixed` are the sizes that stay, by their names in SIZES. What is recomputed is chosen later.
     """
@@ -162,7 +162,7 @@ def counted(shape: Shape) -> int:
 
 
 def recomputations(model: Model, present: tuple[str, ...], graphed: bool) -> list[tuple[str, ...]]:
-    """Return what could be recomputed, what the job has now among it; the last saves most."""
+    """Return the choices of recomputation, with the job's own among them; the last saves most."""
     found: list[tuple[str, ...]] = [(), present]
     steps = ["layernorm", "moe_act"] if model.experts else ["layernorm"]
     if model.attention.latent:

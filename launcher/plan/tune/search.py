@@ -1,8 +1,8 @@
 """The search for the fastest sizes: an estimate of each candidate, then memory, then the schedule.
 
 Candidates are estimated without a schedule, the best of them checked for memory and projected in
-full, until what is left is estimated slower than the results. The plan's own rules have the last
-word on every result.
+full, until all others are estimated slower than the results. A result must also pass the plan's
+own rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launcher.plan.tune.candidates import Candidate
 
 # PyTorch reserves more than it allocates: 4 to 7 % in published runs on B200.
 HEADROOM = 0.06
-SLACK = 1.15  # an estimate may be this much better than what it stands for
+SLACK = 1.15  # an estimate may be this much faster than the projection in full
 RESULTS = 10
 Progress = Callable[[int, int], None]
 
@@ -44,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """The results of a search, and its counts."""
 
     results: tuple[Result, ...]  # the fastest first, no two of the same sizes
     considered: int  # candidates whose sizes divide
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Task:
-    """What a search looks at: a job whose sizes may change, and where it runs."""
+    """The task of a search: a job whose sizes may change, and the GPU that it runs on."""
 
     case: Case
     execution: Execution
@@ -74,7 +74,7 @@ def search(task: Task, wanted: int = RESULTS, progress: Progress | None = None) 
     estimated.sort()
     best: dict[tuple[int, ...], Result] = {}
     too_full = refused = looked = 0
-    # A split that is too full with the most recomputation is so with any.
+    # A split that does not fit with the most recomputation never fits.
     leanest = options(task, start)[-1]
     hopeless: set[tuple] = set()
     hopeful: set[tuple] = set()
@@ -117,7 +117,7 @@ def evaluate(task: Task, arguments: Arguments) -> tuple[Projection, memory.Rank,
 
 
 def options(task: Task, start: Shape) -> list[tuple[str, ...]]:
-    """Return what the candidates may recompute, the leanest choice last."""
+    """Return the choices of recomputation; the last one needs least memory."""
     full = start.training.recompute == "full"
     present = ("full",) if full else tuple(sorted(_named(task)))
     if not task.recompute:
