@@ -48,7 +48,7 @@ def test_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tup
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nowhere",), "neither a run directory nor a log"),
+        (("nowhere",), "there is no such run directory or log"),
         (("LOG", "--expect", "fast"), "no number"),
         (("LOG", "--expect", "1", "--tolerance", "100%"), "allows any speed"),
         (("LOG", "--expect", "1", "--metric", "speed"), "allowed: tflops"),
