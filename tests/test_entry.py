@@ -56,6 +56,7 @@ def test_script_runs_the_argv_of_the_command_line(tmp_path: Path):
     srun.parent.mkdir()
     srun.write_text(
         "#!/bin/bash\nif [[ $1 == --help ]]; then exec echo --container-image; fi\n"
+        "if [[ $1 == --mpi=list ]]; then exec echo none; fi\n"
         'while [[ $1 != task ]]; do shift; done\nshift\nprintf "%s\\0" "$@" >argv\n'
     )
     (srun.parent / "scontrol").write_text("#!/bin/bash\necho node1\necho node2\n")

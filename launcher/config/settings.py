@@ -141,6 +141,12 @@ class Settings:
     RESUBMIT: int = _setting(
         "batch and job", _integer(0), "how many jobs may follow this one, until the run is done; unset: 0", 0
     )
+    RESUME: bool = _setting(
+        "batch and job",
+        SWITCH,
+        "1: go on from the checkpoints that are in the folder to save to, with the optimizer, at any number of nodes",
+        False,
+    )
     PRETRAIN: bool = _setting(
         "batch and job",
         SWITCH,
@@ -203,6 +209,17 @@ class Settings:
     )
     NODE_SETUP_PATH: str | None = _setting(
         "cluster", PATH, "Bash file that each task sources first (`module load …`); with pyxis inside the container"
+    )
+    PASS_ENV: str | None = _setting(
+        "cluster",
+        TEXT,
+        "variables of the submitting shell that the training processes get too, such as `NCCL_DEBUG,UCX_*`; no other does",
+    )
+    MPI_TYPE: str | None = _setting(
+        "cluster", TEXT, "`srun --mpi`; unset: pmix where `srun --mpi=list` has it, else none"
+    )
+    MASTER_PORT: int | None = _setting(
+        "cluster", SIZE, "port of rank 0 for the others; unset: a free one below the ephemeral ones"
     )
     SBATCH_OPTIONS: str | None = _setting(
         "cluster", TEXT, "further options of sbatch, such as `--qos=high --constraint=h100 --mail-type=END`, split by POSIX quoting rules"

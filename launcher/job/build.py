@@ -1,6 +1,7 @@
 """A training job is built in steps: each step takes the draft so far and returns the next one.
 
-Nothing here reads a file, the clock or this machine: the request holds what was found there.
+Nothing here reads a file, the clock or this machine: the request holds what was found there. Only
+the checkpoints are looked at on the way, since where they are is the job's own answer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from launcher.config.parallelism import (
 )
 from launcher.config.settings import FIELDS, SECRETS, Settings, by_layer, replace
 from launcher.errors import UsageError
-from launcher.job import container, cpu, local, sbatch, smoke, training
+from launcher.job import container, cpu, loading, local, sbatch, shell, smoke, training
 from launcher.job.draft import Draft, Job
 from launcher.job.request import Request
 from launcher.plan.plan import plan
@@ -57,9 +58,11 @@ def _empty(request: Request) -> Draft:
         tasks_per_node=settings.TASKS_PER_NODE or (4 if settings.GB200_CLUSTER else 8),
         name="",
         run_dir=Path(),
+        search_path=request.environ.get("PATH", os.defpath),
         sbatch=(),
         doubts=request.doubts,
         notes=(),
+        findings=(),
     )
 
 
@@ -234,13 +237,21 @@ def _environment(draft: Draft, request: Request) -> Draft:
     merged.update(
         {name: (environ[name], layer) for name, layer in from_layers.items() if name not in SECRETS}
     )
+    merged.update(shell.passed_on(draft, environ))
     merged["WANDB_MODE"] = (environ.get("WANDB_MODE", "disabled"), "setting")
     return draft.change(environment=merged)
 
 
+def _loading(draft: Draft, request: Request) -> Draft:
+    """Decide where the first start begins, and object to what it would overwrite."""
+    return loading.decide(draft)
+
+
 def _sbatch(draft: Draft, request: Request) -> Draft:
-    """Choose sbatch's options, and let the job save before its time limit."""
-    return draft if draft.is_local else sbatch.arrange(draft)
+    """Choose sbatch's options, arrange that the job saves in time, and tell what it inherits."""
+    if draft.is_local:
+        return draft
+    return sbatch.arrange(shell.compare(draft, request.environ))
 
 
 STEPS: tuple[Step, ...] = (
@@ -256,6 +267,7 @@ STEPS: tuple[Step, ...] = (
     _name,
     _profile,
     _environment,
+    _loading,
     _sbatch,
 )
 

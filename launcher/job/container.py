@@ -24,7 +24,7 @@ def has_container(settings: Settings) -> bool:
     return settings.CONTAINER_RUNTIME != "none"
 
 
-def srun_options(settings: Settings) -> list[tuple[str, str | None]]:
+def srun_options(settings: Settings, run_dir: str) -> list[tuple[str, str | None]]:
     """Return srun's options for the container, with their values."""
     if settings.CONTAINER_RUNTIME == "pyxis":
         options = [
@@ -34,9 +34,9 @@ def srun_options(settings: Settings) -> list[tuple[str, str | None]]:
             ("--container-workdir", settings.MEGATRON_PATH),
         ]
     elif settings.CONTAINER_RUNTIME == "none":
-        options = [("--chdir", settings.MEGATRON_PATH)]
+        options = [("--chdir", settings.MEGATRON_PATH or run_dir)]
     else:
-        options = []
+        options = [("--chdir", run_dir)]
     return [(name, given) for name, given in options if given or name.startswith("--no-")]
 
 
@@ -67,6 +67,28 @@ def mounts(settings: Settings) -> list[Mount]:
         if text:
             found.append(Mount(parts[0], parts[1] if len(parts) > 1 else parts[0]))
     return found
+
+
+def on_the_node(settings: Settings, path: str) -> str:
+    """Return where a path of the training processes lies on the node, by CONTAINER_MOUNTS."""
+    around = _around(settings, path)
+    if not around:
+        return path
+    nearest = max(around, key=lambda mount: len(Path(mount.target).parts))
+    inside = Path(os.path.normpath(path)).relative_to(os.path.normpath(nearest.target))
+    return str(Path(nearest.source) / inside)
+
+
+def on_no_mount(settings: Settings, path: str) -> bool:
+    """Say whether the image alone, or mounts of the administrator's, may hold a path."""
+    placeholder = "YOUR_" in (settings.CONTAINER_MOUNTS or "")
+    return has_container(settings) and not placeholder and not _around(settings, path)
+
+
+def _around(settings: Settings, path: str) -> list[Mount]:
+    if not has_container(settings) or "YOUR_" in (settings.CONTAINER_MOUNTS or ""):
+        return []
+    return [mount for mount in mounts(settings) if _within(path, mount.target)]
 
 
 def missing(settings: Settings) -> list[str]:

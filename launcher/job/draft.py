@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.config.arguments import Arguments, argv
 from launcher.config.settings import Settings
+from launcher.plan import Finding
 from launcher.plan.plan import Plan, Site
 from launcher.plan.projection import calibration
 
@@ -30,9 +31,11 @@ class Draft:
     tasks_per_node: int
     name: str
     run_dir: Path
+    search_path: str  # PATH of the launching shell
     sbatch: tuple[str, ...]  # options of the job script
     doubts: tuple[str, ...]  # variables that may be misspelt
     notes: tuple[str, ...]  # what the user should know
+    findings: tuple[Finding, ...]  # what is wrong with it, beside what its plan finds
 
     @property
     def world_size(self) -> int:
@@ -62,8 +65,18 @@ class Job(Draft):
 
     @property
     def objections(self) -> tuple[str, ...]:
-        """The errors of its plan."""
-        return tuple(each.message for each in self.plan.findings if each.severity == "error")
+        """Why it cannot work."""
+        return tuple(each.message for each in self.found if each.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why it surely does not work as it was meant."""
+        return tuple(each.message for each in self.found if each.severity == "warning")
+
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        """Everything that is wrong with it."""
+        return (*self.findings, *self.plan.findings)
 
     @property
     def site(self) -> Site:

@@ -10,9 +10,11 @@ from launcher.config import releases
 from launcher.config.arguments import Argument, Arguments, split, value
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
-from launcher.job import container
+from launcher.job import container, loading
 from launcher.job.draft import Draft
+from launcher.plan import Finding
 
+DOMAIN_NODES = 18  # of 4 GPUs each, in one NVL72 rack
 SAVING_SIGNAL = "URG"
 SAVING_SECONDS = 300  # before the time limit, to finish an iteration and write a checkpoint
 OWN = {
@@ -28,9 +30,6 @@ OWN = {
 REFUSED = ("array", "ntasks", "wrap", "parsable", "test-only", "wait", "error", "export")
 _OPPOSITES = {"no-requeue": "requeue"}
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.*))?", re.DOTALL)
-
-# Flags that say where a run's first start takes its weights from; a later start has its own.
-_FIRST = ("--load", "--finetune", "--ckpt-step", "--no-load-optim", "--no-load-rng")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def arrange(draft: Draft) -> Draft:
     Raises UsageError for options that cannot be.
     """
     draft = draft.change(arguments=_arguments(draft))
-    draft = _options(draft)
+    draft = _segment(_options(draft))
     return draft.change(*container.unseen(draft.settings))
 
 
@@ -70,6 +69,30 @@ def _arguments(draft: Draft) -> Arguments:
         arguments = {**added, **arguments}
     split = starts(arguments)
     return {**split.common, **split.first}
+
+
+def _segment(draft: Draft) -> Draft:
+    """Hold SEGMENT against the NVLink domains of an NVL72 rack."""
+    settings, nodes = draft.settings, draft.nodes
+    segment = settings.SEGMENT
+    said = f"SEGMENT={segment} ({settings.origin('SEGMENT')})"
+    if draft.settings.SMOKE:
+        return draft
+    if not settings.GB200_CLUSTER:
+        return draft.change(f"{said} has no effect: GB200_CLUSTER is not 1") if segment else draft
+    if segment is None:
+        if nodes == 1:
+            return draft
+        return draft.change(
+            f"SEGMENT is not set: Slurm may spread the {nodes} nodes over several NVLink domains"
+        )
+    if segment > DOMAIN_NODES:
+        line = f"{said}: an NVL72 domain has {DOMAIN_NODES} nodes"
+    elif nodes % segment:
+        line = f"{said} does not divide NNODES={nodes}, which Slurm asks for"
+    else:
+        return draft
+    return draft.change(findings=(*draft.findings, Finding("error", line, "sbatch")))
 
 
 def _options(draft: Draft) -> Draft:
@@ -117,13 +140,24 @@ def starts(arguments: Arguments) -> Starts:
         if f"--no-save-{kind}" in arguments:
             later[f"--no-load-{kind}"] = ""
     return Starts(
-        common={flag: each for flag, each in arguments.items() if flag not in _FIRST},
-        first={flag: each for flag, each in arguments.items() if flag in _FIRST},
+        common={flag: each for flag, each in arguments.items() if flag not in loading.FIRST},
+        first={flag: each for flag, each in arguments.items() if flag in loading.FIRST},
         later={
             flag: Argument(flag, (given,) if given else (), "a later start")
             for flag, given in later.items()
         },
     )
+
+
+def chosen(draft: Draft, option: str) -> str | None:
+    """Return the value that one of sbatch's options has in SBATCH_OPTIONS; None without it."""
+    return _extra(draft.settings).get(option)
+
+
+def for_srun(draft: Draft) -> list[tuple[str, str | None]]:
+    """Return the options of SBATCH_OPTIONS that srun does not inherit from the job."""
+    extra = _extra(draft.settings)
+    return [(f"--{name}", extra[name]) for name in ("cpus-per-task",) if name in extra]
 
 
 def _extra(settings: Settings) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from launcher.config.arguments import Arguments, quote, value
 from launcher.config.parallelism import FLAG_OF
 from launcher.config.settings import SECRETS
 from launcher.errors import UsageError
-from launcher.job import container, sbatch
+from launcher.job import checkpoints, container, loading, sbatch, shell
 from launcher.job.draft import Job
 
 
@@ -34,9 +34,19 @@ def render(job: Job) -> str:
         command_lines=_lines(job.program, starts.common),
         first_lines=_lines((), starts.first),
         later_lines=_lines((), starts.later),
-        save=value(job.arguments, "--save"),
-        srun_options=container.srun_options(settings),
+        **_checkpoints(job),
+        kept=[*shell.PERSON, *shell.OF_THE_JOB],
+        # Every job has variables of Slurm's own, which say nothing of the shell.
+        heeded=[name for name in shell.HEEDED if name != "SLURM*"],
+        # In a container the image has its own.
+        path=None if settings.CONTAINER_RUNTIME == "pyxis" else job.search_path,
+        nodes=job.nodes,
+        tasks_per_node=job.tasks_per_node,
+        distribution=sbatch.chosen(job, "distribution") or "block",
+        srun_options=[*sbatch.for_srun(job), *container.srun_options(settings, str(job.run_dir))],
         prefix=container.prefix(settings),
+        setup=settings.NODE_SETUP_PATH,
+        trains=not any(flag in job.arguments for flag in ("--ckpt-convert-save", "--skip-train")),
         run_dir=str(job.run_dir),
         **shared,
     )
@@ -51,6 +61,23 @@ def check_secrets(text: str, environ: Mapping[str, str]) -> None:
                 f"the value of {name} would become part of the job script; "
                 "keep it in the environment only"
             )
+
+
+def _checkpoints(job: Job) -> dict[str, object]:
+    """Return what the script is told of the folders that the job loads from and saves to."""
+    settings = job.settings
+    load, save = loading.folder(job, "--load"), loading.folder(job, "--save")
+    sizes = loading.sizes(job)
+    unseen = load is not None and container.on_no_mount(settings, str(load))
+    return {
+        "load": str(load) if load is not None and not unseen else None,
+        "save": str(save) if save is not None else None,
+        "step": value(job.arguments, "--ckpt-step"),
+        "sizes": sizes,
+        "legacy": f"{sizes.folders()[-1]}/{checkpoints.LEGACY_FILE}",
+        "fsdp": value(job.arguments, "--ckpt-format") in ("torch_dcp", "fsdp_dtensor"),
+        "takes_over": settings.RESUME or settings.FORCE or (load is not None and load == save),
+    }
 
 
 def _title(job: Job) -> str:

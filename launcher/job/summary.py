@@ -85,7 +85,7 @@ def _sheet(job: Job, everything: bool) -> list[str]:
 
 
 def _warnings(job: Job) -> list[str]:
-    planned = [each.message for each in job.plan.findings if each.severity == "warning"]
+    planned = list(job.warnings)
     shaped = None if job.settings.SMOKE else job.plan.shaped
     if shaped and (full := too_full(shaped, job.site)):
         planned.append(full.message)

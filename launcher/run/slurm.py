@@ -5,11 +5,14 @@ Nothing here needs accounting: what a job became is asked of the controller firs
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from launcher.job import shell
 
 SUBMIT_SECONDS = 120  # sbatch itself goes on asking a busy controller for about as long
 ASK_SECONDS = 15
@@ -165,8 +168,9 @@ def _run(
 ) -> str:
     try:
         done = subprocess.run(
-            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", timeout=seconds, pass_fds=keep_open, check=False,
+            command, env=shell.for_slurm(os.environ if environ is None else environ),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=seconds, pass_fds=keep_open, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{command[0]} did not answer within {seconds:g} s") from None

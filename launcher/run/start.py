@@ -41,7 +41,11 @@ def start(request: Request) -> int:
         print(f"warning: {line}", file=sys.stderr)
     limit = submission.limit(job_id)
     if limit:
-        print(f"warning: the job waits for a limit, maybe for ever: {limit}", file=sys.stderr)
+        print(
+            f"warning: the job waits for a limit, maybe for ever: {limit}."
+            f"{submission.advice(job, limit)}",
+            file=sys.stderr,
+        )
     return _follow(job, job_id) if job.settings.WAIT else 0
 
 

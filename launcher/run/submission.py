@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from launcher.config.arguments import quote
 from launcher.errors import UsageError
+from launcher.job import shell
 from launcher.job.draft import Job
 from launcher.run import directory, slurm
 
@@ -29,9 +28,9 @@ def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = (
     try:
         if not job.settings.FORCE:
             _check_nodes(job, known)
-        job_id = slurm.sbatch(script, _without_overrides(script, environ), keep_open)
+        job_id = slurm.sbatch(script, shell.for_sbatch(environ), keep_open)
     except slurm.Refused as error:
-        said = f"Slurm refused the job: {error}.{_advice(job, str(error), known)}"
+        said = f"Slurm refused the job: {error}.{advice(job, str(error), known)}"
         directory.record(job, failed=said)
         raise Refusal(f"{said} (run directory {job.run_dir})") from None
     except (slurm.NoAnswer, KeyboardInterrupt) as error:
@@ -56,21 +55,6 @@ def limit(job_id: str) -> str:
         return ""
     limits = ("Account", "Assoc", "Bad", "Invalid", "Partition", "QOS")
     return state.reason if state and state.reason.startswith(limits) else ""
-
-
-def _without_overrides(script: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what would outrank the script: SBATCH_PARTITION and the like.
-
-    The preview shows what is submitted, and the launcher has variables of its own for all of it.
-    """
-    text = script.read_text(encoding="utf-8")
-    options = re.findall(r"^#SBATCH --([\w-]+)", text, re.MULTILINE)
-    names = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in {*names, "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE"}
-    }
 
 
 def _look_up(job: Job, said: str) -> str:
@@ -98,17 +82,34 @@ def _check_nodes(job: Job, known: Sequence[slurm.Partition]) -> None:
         raise slurm.Refused(f"{job.nodes} nodes are more than the partition has")
 
 
-def _advice(job: Job, reason: str, known: Sequence[slurm.Partition]) -> str:
+# Words of Slurm's refusals and of its reasons to wait, and the variable that each is about.
+_ABOUT = {
+    "account": "ACCOUNT",
+    "partition": "PARTITION",
+    "node": "NNODES",
+    "processors": "NNODES",
+    "time limit": "RUN_TIME",
+    "timelimit": "RUN_TIME",
+    "maxwall": "RUN_TIME",
+    "segment": "SEGMENT",
+    **dict.fromkeys(
+        (
+            *("qos", "constraint", "feature", "generic resource", "gres", "reservation", "license"),
+            *("cpu count", "memory", "wckey", "dependency", "switches", "unrecognized option"),
+            *("mail", "signal", "burst buffer", "begin time", "invalid numeric value"),
+        ),
+        "SBATCH_OPTIONS",
+    ),
+}
+
+
+def advice(job: Job, reason: str, known: Sequence[slurm.Partition] = ()) -> str:
     """Return what to do about a refusal: the variables that Slurm did not like, their choices."""
-    about = {
-        "account": "ACCOUNT",
-        "partition": "PARTITION",
-        "node": "NNODES",
-        "processors": "NNODES",
-        "time limit": "RUN_TIME",
-        "segment": "SEGMENT",
-    }
-    names = sorted({name for word, name in about.items() if word in reason.lower()})
+    names = sorted({name for word, name in _ABOUT.items() if word in reason.lower()})
+    # A width of each task is no number of nodes, whatever else Slurm says of nodes then.
+    if "SBATCH_OPTIONS" in names and "NNODES" in names and "more nodes" not in reason.lower():
+        names.remove("NNODES")
+    names = [name for name in names if getattr(job.settings, name) is not None]
     given = [
         f"{name}={quote(str(getattr(job.settings, name)))} (set by {job.settings.origin(name)})"
         for name in names

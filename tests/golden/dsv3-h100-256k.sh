@@ -14,8 +14,26 @@
 #
 # DeepSeek-V3: 512 ranks, TP64 PP8 EP32 CP1
 # Complete in itself: `sbatch job.sh` in its folder starts the same run again, after its last checkpoint.
-# shellcheck disable=SC2016 # the quoted values reach Megatron as they are
+# shellcheck disable=SC2016,SC2329 # the quoted values reach Megatron as they are; tasks call functions
 set -euo pipefail
+
+# What reaches the training processes stands in this file, whatever shell has submitted it: nothing
+# of that shell's functions and options (-p), and of its variables only these.
+[[ $- == *p* ]] || exec /bin/bash -p "$0" "$@"
+_left_out=()
+for _name in $(compgen -e); do
+  case $_name in
+  HOME | USER | LOGNAME | PATH | KRB5CCNAME | SLURM_CONF | SLURM_JWT | WANDB_API_KEY | HF_TOKEN | SLURMD_NODENAME | SLURM_CLUSTER_NAME | SLURM_JOB_CPUS_PER_NODE | SLURM_JOB_ID | SLURM_JOB_NODELIST | SLURM_JOB_NUM_NODES | SLURM_JOB_PARTITION | SLURM_TASKS_PER_NODE | SLURM_SPANK_*) ;;
+  _name | _left_out) export -n _name _left_out ;;
+  *)
+    unset "$_name" 2>/dev/null || export -n "${_name?}"
+    case $_name in APPTAINER* | BASH_ENV | CU[ABD]* | ENROOT* | FI_* | GLOO* | HF_* | *_proxy | LD_* | LOCAL_* | MASTER_ADDR | MKL_* | *NCCL* | NVIDIA* | NVSHMEM* | NVTE* | OMP[_I]* | *PMI* | PYTHON* | PYTORCH* | RANK | SBATCH* | SRUN* | TORCH* | TRITON* | UC[CX]_* | WANDB* | WORLD_SIZE) _left_out+=("$_name") ;; esac
+    ;;
+  esac
+done
+unset HOME
+export HOME=~ USER LOGNAME
+USER=$(id -un) LOGNAME=$USER
 
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export NCCL_DEBUG=VERSION
@@ -31,6 +49,8 @@ export PYTHONWARNINGS=ignore
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCH_NCCL_AVOID_RECORD_STREAMS=0
 export WANDB_MODE=disabled
+# For each task to set once more in its container, where the image's values would win.
+exports=$(declare -px CUDA_DEVICE_MAX_CONNECTIONS NCCL_DEBUG NCCL_GRAPH_REGISTER NCCL_NVLS_ENABLE NVTE_ALLOW_NONDETERMINISTIC_ALGO NVTE_BWD_LAYERNORM_SM_MARGIN NVTE_FUSED_ATTN NVTE_FWD_LAYERNORM_SM_MARGIN NVTE_NORM_BWD_USE_CUDNN NVTE_NORM_FWD_USE_CUDNN PYTHONWARNINGS PYTORCH_CUDA_ALLOC_CONF TORCH_NCCL_AVOID_RECORD_STREAMS WANDB_MODE)
 
 readonly run_dir=/output/runs/dsv3-h100-256k-260101_000000
 fail() {
@@ -38,25 +58,37 @@ fail() {
   exit 1
 }
 
-# Never two jobs in one run directory: log.N belongs to its Nth job, and who links it has the turn.
-mkdir -p "$run_dir"
-turn=1
-while [[ -L $run_dir/log.$turn ]]; do turn=$((turn + 1)); done
-last=$(readlink "$run_dir/log.$((turn - 1))" || true)
-last=${last##*/} last=${last%.log}
-if [[ $last == "$SLURM_JOB_ID" ]]; then
-  turn=$((turn - 1)) # Slurm has started this job again
-else
-  state=COMPLETING
-  while [[ -n $last && $state == COMPLETING ]]; do
-    state=$(squeue --noheader --jobs="$last" --format=%T 2>&1) || true
+# Say which job works in a run directory, unless its newest one has ended.
+at_work() {
+  local -r last=$(readlink --canonicalize-missing "$1/log")
+  local -r job=$(basename "$last" .log)
+  local state=COMPLETING
+  [[ $job =~ ^[0-9]+$ && $job != "$SLURM_JOB_ID" ]] || return 0
+  while [[ $state == COMPLETING ]]; do
+    state=$(squeue --noheader --jobs="$job" --format=%T 2>&1) || true
     [[ $state != COMPLETING ]] || sleep 5
   done
   case $state in
-  RUNNING | SUSPENDED | STOPPED | SIGNALING | *'ontact slurm'* | *'imed out'*)
-    fail "job $last ($state) has this run directory, so this job starts nothing: $run_dir"
-    ;;
+  RUNNING | SUSPENDED | STOPPED | SIGNALING | *'ontact slurm'* | *'imed out'*) echo "job $job ($state)" ;;
   esac
+}
+
+# Its own log, wherever Slurm was told to write; log.N in the run directory is its Nth job's.
+mkdir -p "$run_dir" "$run_dir/../../slurm_logs"
+exec </dev/null >>"$run_dir/../../slurm_logs/$SLURM_JOB_ID.log" 2>&1
+told=$(scontrol --oneliner show job "$SLURM_JOB_ID" || true)
+[[ $told != *ArrayTaskId=* ]] || fail "this is one of a job array (SBATCH_ARRAY_INX?), and a run directory has one job: $run_dir"
+[[ ! $told =~ \ NumNodes=([0-9]+) || ${BASH_REMATCH[1]} == 64 ]] || fail "the job has ${BASH_REMATCH[1]} nodes, and its script is for 64"
+[[ $told =~ Restarts=([0-9]+) ]] && restarts=${BASH_REMATCH[1]} || restarts=0
+
+# Never two jobs in one run directory: who links log.N has the turn.
+turn=1
+while [[ -L $run_dir/log.$turn ]]; do turn=$((turn + 1)); done
+if [[ $(readlink "$run_dir/log.$((turn - 1))") == *"/$SLURM_JOB_ID.log" ]]; then
+  turn=$((turn - 1)) # Slurm has started this job again
+else
+  other=$(at_work "$run_dir")
+  [[ -z $other ]] || fail "$other has this run directory, so this job starts nothing: $run_dir"
   ln -s "../../slurm_logs/$SLURM_JOB_ID.log" "$run_dir/log.$turn" || fail "another job was faster: $run_dir"
 fi
 ln -sfn "log.$turn" "$run_dir/log"
@@ -65,6 +97,8 @@ training_command=(
   python3 -u YOUR_MEGATRON_PATH/pretrain_gpt.py
   --exit-signal-handler
   --exit-signal SIGURG
+  --exit-on-missing-checkpoint
+  --dist-ckpt-strictness raise_unexpected
   --tensor-model-parallel-size 64
   --pipeline-model-parallel-size 8
   --expert-model-parallel-size 32
@@ -99,7 +133,6 @@ training_command=(
   --save /output/checkpoints
   --save-interval 500
   --auto-detect-ckpt-format
-  --dist-ckpt-strictness log_all
   --log-interval 1
   --log-throughput
   --log-timers-to-tensorboard
@@ -150,7 +183,6 @@ training_command=(
   --min-lr 3.9e-7
   --lr-warmup-init 3.9e-7
   --lr-warmup-samples 1536000
-  --no-save-optim
   --logging-level 40
   --cross-entropy-loss-fusion
   --cross-entropy-fusion-impl native
@@ -188,48 +220,141 @@ training_command=(
   --mtp-loss-scaling-factor 0.1
 )
 begins="at its first iteration"
+
+readonly tracker=latest_checkpointed_iteration.txt
+# Whether a checkpoint was written to its end: its index comes last.
+whole() {
+  [[ -s $1/metadata.json && -s $1/.metadata || -s $1/mp_rank_63_007_031/model_optim_rng.pt ]]
+}
+
+# Print what keeps Megatron from reading a folder of checkpoints; nothing where it can.
+flaw() {
+  local said=${2:-} folder
+  if [[ -z $said ]]; then
+    [[ -e $1/$tracker ]] || { echo "$1 has no checkpoint: there is no $tracker" && return; }
+    said=$(tr -d '[:space:]' <"$1/$tracker")
+  fi
+  case $said in
+  release) folder=$1/release ;;
+  '' | *[!0-9]*) echo "$1/$tracker holds '$said', which is no iteration" && return ;;
+  *) folder=$1/$(printf 'iter_%07d' "$((10#$said))") ;;
+  esac
+  whole "$folder" || echo "$folder is not there, not whole, or not of TP64 PP8 EP32"
+}
+
+# Let a folder's tracker name a whole checkpoint: the newest one, where the one it names is not.
+mend() {
+  local -r found=$(flaw "$1")
+  local folder newest=
+  [[ -n $found ]] || return 0
+  for folder in "$1"/iter_*; do
+    if whole "$folder" && [[ -z ${2:-} || $folder/.metadata -nt $2 ]]; then newest=$folder; fi
+  done
+  [[ -n $newest ]] || fail "$found, and no other checkpoint is whole"
+  echo "note: $found; this goes on from the newest whole one, ${newest##*/}"
+  echo "$((10#${newest##*iter_}))" >"$1/$tracker"
+}
+
+# The folder to save to belongs to one run at a time, which it links to.
 first_start=(--no-load-optim --no-load-rng)
-later_start=(--load /output/checkpoints --no-load-optim)
+later_start=(--load /output/checkpoints)
+readonly save=/output/checkpoints
+mkdir -p "$save"
+owner=$(readlink "$save/run") || owner=
+if [[ $owner != "$run_dir" ]]; then
+  other=${owner:+$(at_work "$owner")}
+  [[ -z $other ]] || fail "$other of $owner saves to $save"
+  [[ ! -e $save/$tracker ]] ||
+    fail "$save holds iteration $(<"$save/$tracker") of ${owner:-an earlier run}: RESUME=1 continues it, another OUTPUT_PATH leaves it alone, FORCE=1 overwrites it"
+  ln -sfn "$run_dir" "$save/run"
+fi
 # A checkpoint is this run's when it is younger than the run's first start.
 [[ -e $run_dir/started ]] || touch "$run_dir/started"
-readonly saved=/output/checkpoints/latest_checkpointed_iteration.txt
-if [[ $saved -nt $run_dir/started ]]; then
-  begins="after iteration $(<"$saved")"
+if [[ $save/$tracker -nt $run_dir/started ]]; then
+  mend "$save" "$run_dir/started"
+  begins="after iteration $(<"$save/$tracker")"
   training_command+=("${later_start[@]}")
 else
   training_command+=("${first_start[@]}")
 fi
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR=${nodes[0]}
+listening() { (: <"/dev/tcp/$MASTER_ADDR/$1") 2>/dev/null; }
+# A port that nothing listens on, below those that outgoing connections are given.
+read -r ceiling _ </proc/sys/net/ipv4/ip_local_port_range
+((ceiling > 21000)) || ceiling=30000
+port=$((20000 + SLURM_JOB_ID % (ceiling - 20000)))
+for _ in {1..100}; do
+  listening "$port" || break
+  port=$((port + 1 < ceiling ? port + 1 : 20000))
+done
+export MASTER_PORT=$port
+exports+=$'\n'$(declare -px MASTER_ADDR MASTER_PORT)
+
 echo '=== DeepSeek-V3: 512 ranks, TP64 PP8 EP32 CP1'
-echo "job            $SLURM_JOB_ID, number $turn of this run, start $((${SLURM_RESTART_COUNT:-0} + 1)); begins $begins"
+echo "job            $SLURM_JOB_ID, number $turn of this run, start $((restarts + 1)); begins $begins"
 echo "where          $SLURM_CLUSTER_NAME, partition $SLURM_JOB_PARTITION, $SLURM_JOB_NUM_NODES nodes: ${nodes[*]}"
 echo "run directory  $run_dir"
 cat "$run_dir/versions.yaml" || true
+[[ -z ${_left_out[*]:-} ]] || echo "note: the submitting shell's ${_left_out[*]} did not reach the training processes"
 echo "=== $(date '+%F %T')"
 
 [[ $(srun --help) == *--container-image* ]] ||
   fail "srun has no --container-image: the pyxis plugin is not installed here (CONTAINER_RUNTIME=apptainer or none does without)"
 written=$(stat --dereference --format=%s "$run_dir/log" 2>/dev/null || echo 0)
+# The training needs no MPI; where there is PMIx, an image's own libraries may use it.
+[[ $(timeout 10 srun --mpi=list 2>&1) == *pmix* ]] && mpi=pmix || mpi=none
 
-# Each task learns its rank from Slurm, then becomes the training command.
+# Become one training process. Each task runs this, in its container, and learns its rank from Slurm.
+run_rank() {
+  export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=512 LOCAL_WORLD_SIZE=8
+  export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
+  if ((RANK == 0)); then note_environment; fi
+  exec "$@"
+}
+
+# Write what rank 0 sees beside environment.yaml, without secrets, and say where the two differ.
+note_environment() {
+  local name meant
+  [[ -w /output/runs/dsv3-h100-256k-260101_000000 ]] || return 0 # the container has no such place
+  for name in $(compgen -e); do
+    case $name in
+    *KEY* | *TOKEN* | *SECRET* | *PASSW* | *CREDENTIAL*) ;;
+    *) printf '%s=%q\n' "$name" "${!name}" ;;
+    esac
+  done >/output/runs/dsv3-h100-256k-260101_000000/environment.rank0
+  for name in CUDA_DEVICE_MAX_CONNECTIONS NCCL_DEBUG NCCL_GRAPH_REGISTER NCCL_NVLS_ENABLE NVTE_ALLOW_NONDETERMINISTIC_ALGO NVTE_BWD_LAYERNORM_SM_MARGIN NVTE_FUSED_ATTN NVTE_FWD_LAYERNORM_SM_MARGIN NVTE_NORM_BWD_USE_CUDNN NVTE_NORM_FWD_USE_CUDNN PYTHONWARNINGS PYTORCH_CUDA_ALLOC_CONF TORCH_NCCL_AVOID_RECORD_STREAMS WANDB_MODE; do
+    meant=$(eval "$exports" && printf %s "${!name}")
+    [[ ${!name:-} == "$meant" ]] || echo "note: rank 0 has $name=${!name:-}, and environment.yaml says $meant"
+  done
+}
+
 status=0
 srun \
-  --mpi=pmix \
+  --nodes=64 --ntasks=512 --ntasks-per-node=8 \
+  --distribution=block \
+  --cpu-bind="${SLURM_CPU_BIND:-none}" \
+  --mpi="$mpi" \
+  --export="$(compgen -e | paste --serial --delimiters=,)" \
   --label \
   --kill-on-bad-exit=1 \
   --no-container-mount-home \
   --container-image=YOUR_CONTAINER_IMAGE \
   --container-mounts=YOUR_CONTAINER_MOUNTS \
   --container-workdir=YOUR_MEGATRON_PATH \
-  bash -c '
-    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-    export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
-    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
-    exec "$@"
-  ' task "${training_command[@]}" || status=$?
-said=$(tail --bytes="+$((written + 1))" "$run_dir/log" | grep --text --only-matching -E 'iteration +[0-9]+/|exiting program after|Exited with exit code [0-9]+' || true)
+  bash -c "exports=$(printf %q "$exports"); eval \"\$exports\"; $(declare -f note_environment run_rank); run_rank \"\$@\"" task \
+  "${training_command[@]}" || status=$?
+output() { tail --bytes="+$((written + 1))" "$run_dir/log"; }
+said=$(output | grep --text --only-matching -E 'iteration +[0-9]+/ *[0-9]+|after training is done|exiting program (after|at)|Exited with exit code [0-9]+' || true)
+reached=$(grep iteration <<<"$said" | tail -n 1 || true)
 # The ranks that srun ends after the first failure would hide that one's status.
 if ((status > 128)) && [[ $said =~ 'exit code '([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
+# Megatron also ends with status 0 where it cannot begin, so what its ranks said has the last word.
+if ((status == 0)) && [[ $said != *'after training is done'* && $said != *'exiting program'* ]] &&
+  ! [[ $reached =~ ([0-9]+)/\ *([0-9]+)$ && ${BASH_REMATCH[1]} == "${BASH_REMATCH[2]}" ]] &&
+  [[ -n $(output | grep --text --max-count=1 -E '^ *[0-9]+: ' || true) ]]; then
+  echo "error: the training ended with status 0 but not at its last iteration: ${reached:-it made none}" >&2
+  status=1
+fi
 exit "$status"

@@ -73,13 +73,47 @@ def test_a_later_start_reads_its_own_checkpoint_whole():
 
 
 def test_what_was_not_saved_is_not_read():
-    seen = preview(OUTPUT_PATH="/out")
+    whole = preview(OUTPUT_PATH="/out")
+    assert "later_start=(--load /out/checkpoints)\n" in whole.script
+    assert "each later start" not in whole.stderr
+    seen = preview(["--no-save-optim"], OUTPUT_PATH="/out")
     assert "later_start=(--load /out/checkpoints --no-load-optim)\n" in seen.script
+    assert (
+        "note: --no-save-optim (command line): each later start begins anew with the optimizer's "
+        "state and the learning-rate schedule" in seen.stderr
+    )
 
 
 def test_nothing_follows_unless_asked():
     assert "sbatch " not in preview().script.split("set -euo pipefail")[1]
     assert 'sbatch "$run_dir/job.sh"' in preview(RESUBMIT="3").script
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"SEGMENT": "20", "NNODES": "40"}, "error: SEGMENT=20 (environment): an NVL72 domain has 18"),
+        ({"SEGMENT": "16", "NNODES": "20"}, "error: SEGMENT=16 (environment) does not divide NNODES=20"),
+        ({"SEGMENT": "16", "GB200_CLUSTER": "0"}, "note: SEGMENT=16 (environment) has no effect"),
+        ({"NNODES": "16"}, "note: SEGMENT is not set: Slurm may spread the 16 nodes"),
+    ],
+)  # fmt: skip
+def test_segments_of_nvl72(given: dict[str, str], said: str):
+    assert said in preview(**{"GB200_CLUSTER": "1", **given}).stderr
+
+
+def test_tasks_have_the_cpus_that_the_job_has():
+    """srun does not inherit --cpus-per-task, nor does it place ranks as the job asks."""
+    seen = preview(SBATCH_OPTIONS="--cpus-per-task=8 --distribution=plane=2")
+    assert "\n  --cpus-per-task=8 \\\n" in seen.script
+    assert "\n  --distribution=plane=2 \\\n" in seen.script
+    assert "\n  --distribution=block \\\n" in preview().script
+
+
+def test_a_secret_is_not_passed_on():
+    seen = launch(MODEL="DeepSeek-V3", DRY_RUN="1", PASS_ENV="AWS_*", AWS_SECRET_ACCESS_KEY="x")
+    assert seen.status == 1
+    assert "PASS_ENV (environment): AWS_SECRET_ACCESS_KEY may be a secret" in seen.stderr
 
 
 def test_output_that_the_container_would_lose():

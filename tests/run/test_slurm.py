@@ -76,6 +76,31 @@ def test_account_that_slurm_refuses(stand_in, environment, tmp_path: Path):
     assert "job_id" not in notes(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("Invalid qos specification", "SBATCH_OPTIONS='--qos=high --cpus-per-task=64'"),
+        ("CPU count per node can not be satisfied", "SBATCH_OPTIONS='--qos=high --cpus-per-task=64'"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "RUN_TIME=00:40:00"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_variable(stand_in, environment, said: str, name: str):
+    stand_in("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    seen = launch(**environment, SBATCH_OPTIONS="--qos=high --cpus-per-task=64")
+    assert f"{said}. Change {name} (set by " in error(seen)
+
+
+def test_the_shells_own_filters_do_not_hide_a_job(stand_in, environment):
+    """SQUEUE_PARTITION and the like would change what Slurm's commands tell."""
+    stand_in("sbatch", "env | grep -q SBATCH_ && exit 9; env | grep -q POISON && exit 9; echo 12")
+    stand_in("sinfo", "env | grep -q SINFO_ && exit 9; echo 'batch*|128|4:00:00'")
+    stand_in("scontrol", f"env | grep -q SLURM_ && exit 9; echo '{shown('PENDING')}'")
+    theirs = {"SINFO_PARTITION": "x", "SBATCH_QOS": "x", "SLURM_CLUSTERS": "x", "POISON": "x"}
+    seen = launch(**environment, **theirs)
+    assert seen.status == 0, seen.stderr
+    assert "Submitted batch job 12\n" in seen.stdout
+
+
 def test_option_that_sbatch_does_not_know(stand_in, environment):
     stand_in("sbatch", "echo \"sbatch: unrecognized option '--segment=16'\" >&2; exit 1")
     seen = launch(**environment, GB200_CLUSTER="1", SEGMENT="16", TP="1", TASKS_PER_NODE="8")

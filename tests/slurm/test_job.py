@@ -23,6 +23,7 @@ with open(f"{folder}/told.{os.environ['RANK']}", "w") as file:
     json.dump(told, file)
 with open(f"{folder}/orders") as file:
     exec(file.read())
+print(" [after training is done] datetime: now")
 """
 
 
@@ -137,7 +138,9 @@ def test_apptainer(cluster: Cluster, program: Path, tmp_path: Path):
     words = (tools / "words").read_text().split("\0")
     options = ["exec", "--no-home", "--nv", "--bind", str(tmp_path), "--pwd", "/opt", "image.sif"]
     assert words[: len(options)] == options
-    assert words[len(options) :][:3] == ["python3", "-u", str(program)]
+    # The environment is set inside, after the image's own.
+    assert words[len(options) :][:2] == ["bash", "-c"]
+    assert words[words.index("task") :][:4] == ["task", "python3", "-u", str(program)]
     assert told(program, 1)["environ"]["FROM_SETUP"] == "set up"
 
 

@@ -50,6 +50,7 @@ def environment(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
         "TASKS_PER_NODE": "1",
         "EP": "1",
         "OUTPUT_PATH": str(tmp_path / "out"),
+        "PASS_ENV": "ITERATIONS STATUS",
         "ITERATIONS": "2",
         "STATUS": "0",
         "TIMESTAMP": "",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.support.cluster import Cluster
-from tests.support.slurm_training import TINY, Run, finish, submit
+from tests.support.slurm_training import DEEPSEEK, Run, finish, submit
 from tests.tools import reliability
 from tests.tools.reliability import ITERATIONS, STRUCK, outcome, start, words
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nothing happened to."""
     output = tmp_path_factory.mktemp("undisturbed")
-    run = submit(cluster, output, words(output / "checkpoints"), **TINY)
+    run = submit(cluster, output, words(output / "checkpoints"), **DEEPSEEK)
     assert finish(cluster, run, 240)["JobState"] == "COMPLETED"
     return run
 

@@ -39,8 +39,16 @@ def missing() -> str:
 class Cluster:
     """A running cluster in a folder of its own; a context manager that stops it."""
 
-    def __init__(self, nodes: Sequence[str] = NODES) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str] = NODES,
+        settings: Mapping[str, str] | None = None,
+        partitions: Sequence[str] = (),
+        without: str = "",
+    ) -> None:
+        """`settings` and `partitions` are further lines of slurm.conf; `without` drops plugins."""
         self.nodes = tuple(nodes)
+        self._settings, self._partitions, self._without = settings or {}, partitions, without
         _remove_left_overs()
         # Under /tmp, because the path of a socket has to be short.
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
@@ -165,6 +173,15 @@ class Cluster:
         told = self.run("sinfo", "--noheader", "--format=%T %D", check=False)
         return told.split()[:2] == ["idle", str(len(self.nodes))]
 
+    def _other_plugins(self) -> Path:
+        """Return a folder of Slurm's plugins without those whose name begins as asked."""
+        folder = self.folder / "plugins"
+        folder.mkdir()
+        for path in _plugins().iterdir():
+            if not path.name.startswith(self._without):
+                (folder / path.name).symlink_to(path)
+        return folder
+
     def _file(self, name: str) -> str:
         return str(self.folder / name)
 
@@ -236,6 +253,10 @@ class Cluster:
             "PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE",
             f"PartitionName=debug Nodes={self.nodes[0]} MaxTime=30",
         ]
+        if self._without:
+            settings["PluginDir"] = str(self._other_plugins())
+        settings.update(self._settings)
+        partitions += self._partitions
         lines = [f"{name}={value}" for name, value in settings.items()]
         self.offer_containers(False)
         for name in ("state", *(f"tmp.{node}" for node in self.nodes)):
@@ -244,6 +265,12 @@ class Cluster:
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         hosts = Path("/etc/hosts").read_text(encoding="utf-8")
         (self.folder / "hosts").write_text(f"{hosts}\n127.0.0.1 {' '.join(self.nodes)}\n")
+
+
+def _plugins() -> Path:
+    """Return the folder of Slurm's own plugins."""
+    (found,) = Path("/usr/lib").glob("*/slurm-wlm")
+    return found
 
 
 def _search_path() -> str:

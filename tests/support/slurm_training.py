@@ -13,6 +13,8 @@ from tests.support.launching import Launched, launch
 CONF = Path(__file__).with_name("cpu.conf")
 # Two ranks that exchange experts and gradients, and nothing more than that.
 TINY = {"MODEL": "Mixtral-8x7B", "TP": "1", "PP": "1", "VPP": "1", "EP": "2", "NNODES": "2"}
+# Likewise, with the attention, the router, MTP and the optimizer of the README's first model.
+DEEPSEEK = {**TINY, "MODEL": "DeepSeek-V3"}
 _STEP = re.compile(r"\biteration +(\d+)/ *\d+ \|.*\| lm loss: (\S+) \|.*\| grad norm: (\S+) \|")
 
 

@@ -1,0 +1,182 @@
+"""Checkpoint folders as Megatron reads and writes them; nothing of torch is needed to read one.
+
+latest_checkpointed_iteration.txt   the tracker: an iteration, or `release`
+iter_0000010/ or release/           a distributed checkpoint: metadata.json, .metadata, *.distcp;
+                                    or a legacy one: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt
+run                                 a link to the run directory whose jobs save here
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRACKER = "latest_checkpointed_iteration.txt"
+OWNER = "run"
+LEGACY_FILE = "model_optim_rng.pt"
+RELEASE = "release"
+LARGEST_INDEX = 1 << 25  # bytes; more takes seconds to read
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The parallel sizes that a legacy checkpoint is bound to."""
+
+    tp: int
+    pp: int
+    ep: int
+
+    def __str__(self) -> str:
+        return f"TP{self.tp} PP{self.pp} EP{self.ep}"
+
+    def folders(self) -> list[str]:
+        """Return a legacy checkpoint's folders, one a rank of the model (get_checkpoint_name)."""
+        return [
+            f"mp_rank_{tp:02d}"
+            + (f"_{pp:03d}" if self.pp > 1 else "")
+            + (f"_{ep:03d}" if self.ep > 1 else "")
+            for tp in range(self.tp)
+            for pp in range(self.pp)
+            for ep in range(self.ep)
+        ]
+
+
+def tracked(folder: Path) -> str | None:
+    """Return what a folder's tracker says, None where there is none."""
+    try:
+        return (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def place(folder: Path, said: str) -> Path:
+    """Return where the checkpoint lies that a tracker (or `--ckpt-step`) names."""
+    return folder / (said if said == RELEASE else f"iter_{int(said):07d}")
+
+
+def flaw(folder: Path, sizes: Sizes, step: str | None = None) -> str:
+    """Return why Megatron could not load from a folder; '' when it could, as far as files tell."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    said = tracked(folder) if step is None else step
+    if said is None:
+        return f"it has no checkpoint: there is no {TRACKER}"
+    if said != RELEASE and not re.fullmatch(r"\d+", said):
+        return f"{TRACKER} holds {said!r}, which is neither an iteration nor {RELEASE!r}"
+    found = place(folder, said)
+    why = incomplete(found, sizes)
+    return f"{found.name} {why}" if why else ""
+
+
+def incomplete(found: Path, sizes: Sizes) -> str:
+    """Return why one checkpoint is not whole, or not for a job of these sizes; '' when it is."""
+    if not found.is_dir():
+        return "is not there"
+    legacy = [path.name for path in found.glob("mp_rank_*")]
+    distributed = [name for name in (".metadata", "metadata.json") if (found / name).exists()]
+    if legacy and "metadata.json" not in distributed:
+        return _incomplete_legacy(found, legacy, sizes)
+    for name in (".metadata", "metadata.json"):
+        # They are written last. Megatron's FSDP writes the first of them only.
+        if name not in distributed and not (name == "metadata.json" and distributed):
+            return f"has no {name}: its writing was cut off"
+        if name in distributed and not (found / name).stat().st_size:
+            return f"has an empty {name}: its writing was cut off"
+    for name, size in _data_files(found / ".metadata").items():
+        try:
+            present = (found / name).stat().st_size
+        except FileNotFoundError:
+            return f"lacks {name}"
+        if present < size:
+            return f"has only {present} of {size} bytes of {name}"
+    return ""
+
+
+def newest_whole(folder: Path) -> int | None:
+    """Return the newest iteration whose distributed checkpoint is whole."""
+    return next(_whole(folder), None)
+
+
+def owner(folder: Path) -> Path | None:
+    """Return the run directory whose jobs saved here last, None where nobody has said so."""
+    try:
+        return Path((folder / OWNER).readlink())
+    except OSError:
+        return None
+
+
+def claim(folder: Path, run_dir: Path) -> None:
+    """Note that this run's processes save here; an OSError is left to them to meet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OWNER).unlink(missing_ok=True)
+    (folder / OWNER).symlink_to(run_dir)
+
+
+def _whole(folder: Path) -> Iterator[int]:
+    names = sorted((path.name for path in folder.glob("iter_*")), reverse=True)
+    for name in names:
+        number = name[len("iter_") :]
+        distributed = number.isdigit() and (folder / name / "metadata.json").is_file()
+        if distributed and not incomplete(folder / name, Sizes(1, 1, 1)):
+            yield int(number)
+
+
+def _incomplete_legacy(found: Path, present: list[str], sizes: Sizes) -> str:
+    wanted = sizes.folders()
+    unlike = set(wanted) ^ set(present)
+    if unlike:
+        return (
+            f"is a legacy checkpoint of {len(present)} model-parallel "
+            f"rank{'s'[: len(present) > 1]} ({min(present)}{' …' if len(present) > 1 else ''}), "
+            f"and {sizes} needs {len(wanted)} ({wanted[0]}{' …' if len(wanted) > 1 else ''}): "
+            "convert it, or use the sizes that it was saved with"
+        )
+    for name in wanted:
+        path = found / name / LEGACY_FILE
+        if not path.is_file() or not path.stat().st_size:
+            return f"lacks {name}/{LEGACY_FILE}: its writing was cut off"
+    return ""
+
+
+def _data_files(index: Path) -> dict[str, int]:
+    """Return name → bytes of the files that a distributed checkpoint's index refers to."""
+    try:
+        if index.stat().st_size > LARGEST_INDEX:
+            return {}
+        with index.open("rb") as file:
+            found = _Unpickler(file).load()
+        places = found.storage_data.values()
+        ends: dict[str, int] = {}
+        for each in places:
+            end = each.offset + each.length
+            ends[each.relative_path] = max(end, ends.get(each.relative_path, 0))
+        return ends
+    except (AttributeError, TypeError, FileNotFoundError):
+        return {}  # another layout than the one known here: nothing is held against it
+    except Exception as error:  # pickle raises whatever its bytes lead to
+        return {f"a readable .metadata ({type(error).__name__})": 1}
+
+
+class _Record:
+    """Stands for an object of any class: it has the state, and none of the behaviour."""
+
+    def __init__(self, *args: Any, **_: Any):
+        self.arguments = args
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Runs nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Record
