@@ -46,28 +46,33 @@ class Sizes:
 
 
 def tracked(folder: Path) -> str | None:
-    """Return what a folder's tracker says, None where there is none."""
+    """Return the text of a folder's tracker, None where there is none."""
     try:
         return (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def place(folder: Path, said: str) -> Path:
+def is_step(text: str) -> bool:
+    """Say whether a text names a checkpoint: an iteration, or the released weights."""
+    return text == RELEASE or re.fullmatch(r"[0-9]+", text) is not None
+
+
+def place(folder: Path, step: str) -> Path:
     """Return where the checkpoint lies that a tracker (or `--ckpt-step`) names."""
-    return folder / (said if said == RELEASE else f"iter_{int(said):07d}")
+    return folder / (step if step == RELEASE else f"iter_{int(step):07d}")
 
 
 def flaw(folder: Path, sizes: Sizes, step: str | None = None) -> str:
     """Return why Megatron could not load from a folder; '' when it could, as far as files tell."""
     if not folder.is_dir():
         return "there is no such folder"
-    said = tracked(folder) if step is None else step
-    if said is None:
+    step = tracked(folder) if step is None else step
+    if step is None:
         return f"it has no checkpoint: there is no {TRACKER}"
-    if said != RELEASE and not re.fullmatch(r"\d+", said):
-        return f"{TRACKER} holds {said!r}, which is neither an iteration nor {RELEASE!r}"
-    found = place(folder, said)
+    if not is_step(step):
+        return f"{TRACKER} holds {step!r}, which is neither an iteration nor {RELEASE!r}"
+    found = place(folder, step)
     why = incomplete(found, sizes)
     return f"{found.name} {why}" if why else ""
 
@@ -102,7 +107,7 @@ def newest_whole(folder: Path) -> int | None:
 
 
 def owner(folder: Path) -> Path | None:
-    """Return the run directory whose jobs saved here last, None where nobody has said so."""
+    """Return the run directory whose jobs saved here last, None where there is no link."""
     try:
         return Path((folder / OWNER).readlink())
     except OSError:

@@ -54,7 +54,7 @@ def _intentions(draft: Draft) -> Draft:
             )
         return draft
     if settings.PRETRAIN and loads is not None:
-        draft = draft.change(f"PRETRAIN=1, but {_said(draft, '--load')} is read all the same")
+        draft = draft.change(f"PRETRAIN=1, but {_given(draft, '--load')} is read all the same")
     if not settings.PRETRAIN and loads is None and "PRETRAIN" in settings.origins:
         line = f"PRETRAIN=0 ({settings.origin('PRETRAIN')}), but LOAD_PATH is not set"
         if settings.origin("PRETRAIN") == "environment":
@@ -79,8 +79,8 @@ def _earlier_run(draft: Draft) -> Draft:
     if place is None:
         return _object(draft, "RESUME=1 needs --save") if settings.RESUME else draft
     same = folder(draft, "--load") == place
-    said, newest = checkpoints.tracked(place), checkpoints.newest_whole(place)
-    if said is None and newest is None:
+    tracked, newest = checkpoints.tracked(place), checkpoints.newest_whole(place)
+    if tracked is None and newest is None:
         if settings.RESUME and seen(place):
             return _object(draft, f"RESUME=1, but {place} holds no checkpoint to go on from")
         if same and seen(place):  # Megatron's own way to say: go on, once something is there
@@ -90,7 +90,7 @@ def _earlier_run(draft: Draft) -> Draft:
             )
         return _continue(draft) if settings.RESUME or same else draft
     run = checkpoints.owner(place)
-    iteration = said if said and (said.isdigit() or said == checkpoints.RELEASE) else newest
+    iteration = tracked if tracked and checkpoints.is_step(tracked) else newest
     holds = f"{place} holds iteration {iteration} of {f'run {run}' if run else 'an earlier run'}"
     if settings.RESUME or same:
         return _continue(draft.change(f"{holds}, and this goes on from there"))
@@ -114,7 +114,7 @@ def _continue(draft: Draft) -> Draft:
     if models:
         notes.append(f"{origin}: the model's {', '.join(models)} is for first starts, and left out")
     if folder(draft, "--load") not in (None, folder(draft, "--save")):
-        notes.append(f"{origin}: {_said(draft, '--load')} is not read")
+        notes.append(f"{origin}: {_given(draft, '--load')} is not read")
     return draft.change(*notes, arguments=arguments)
 
 
@@ -130,7 +130,7 @@ def _checkpoint(draft: Draft) -> Draft:
     if place == folder(draft, "--save") and newest is not None and step is None:
         return draft.change(f"{place}: {flaw}; the newest whole checkpoint is iteration {newest}")
     offer = "" if newest is None else f" (--ckpt-step {newest} reads a whole one)"
-    return _object(draft, f"{_said(draft, '--load')}: {flaw}{offer}")
+    return _object(draft, f"{_given(draft, '--load')}: {flaw}{offer}")
 
 
 def _strictness(draft: Draft) -> Draft:
@@ -159,19 +159,23 @@ def _resets(draft: Draft) -> Draft:
         names = {"--no-load-optim": "optimizer and schedule", "--no-load-rng": "random state"}
         lost = f"{', '.join(names[flag] for flag in found)} begin anew"
     flags = ", ".join(f"{flag} ({draft.arguments[flag].origin})" for flag in found)
-    return draft.change(f"{_said(draft, '--load')} is read with the model's {flags}: {lost}")
+    return draft.change(f"{_given(draft, '--load')} is read with the model's {flags}: {lost}")
 
 
 def _losses(draft: Draft) -> Draft:
     """Say what each later start loses, where the job saves less than it needs to go on."""
+    if "--save" not in draft.arguments:
+        return draft
     lost = {
         "--no-save-optim": "the optimizer's state and the learning-rate schedule",
         "--no-save-rng": "the random state",
     }
-    found = [flag for flag in lost if flag in draft.arguments and "--save" in draft.arguments]
-    return draft.change(
-        *(f"{_said(draft, flag)}: each later start begins anew with {lost[flag]}" for flag in found)
-    )
+    notes = [
+        f"{_given(draft, flag)}: each later start begins anew with {what}"
+        for flag, what in lost.items()
+        if flag in draft.arguments
+    ]
+    return draft.change(*notes)
 
 
 def seen(place: Path) -> bool:
@@ -189,7 +193,7 @@ def _is_the_models(draft: Draft, flag: str) -> bool:
     return argument is not None and any(ending in argument.origin for ending in MODEL_FILES)
 
 
-def _said(draft: Draft, flag: str) -> str:
+def _given(draft: Draft, flag: str) -> str:
     argument = draft.arguments[flag]
     return f"{' '.join(argument.words())} ({argument.origin})"
 

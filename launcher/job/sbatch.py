@@ -75,11 +75,12 @@ def _segment(draft: Draft) -> Draft:
     """Hold SEGMENT against the NVLink domains of an NVL72 rack."""
     settings, nodes = draft.settings, draft.nodes
     segment = settings.SEGMENT
-    said = f"SEGMENT={segment} ({settings.origin('SEGMENT')})"
+    setting = f"SEGMENT={segment} ({settings.origin('SEGMENT')})"
     if draft.settings.SMOKE:
         return draft
     if not settings.GB200_CLUSTER:
-        return draft.change(f"{said} has no effect: GB200_CLUSTER is not 1") if segment else draft
+        notes = [f"{setting} has no effect: GB200_CLUSTER is not 1"] if segment else []
+        return draft.change(*notes)
     if segment is None:
         if nodes == 1:
             return draft
@@ -87,9 +88,9 @@ def _segment(draft: Draft) -> Draft:
             f"SEGMENT is not set: Slurm may spread the {nodes} nodes over several NVLink domains"
         )
     if segment > DOMAIN_NODES:
-        line = f"{said}: an NVL72 domain has {DOMAIN_NODES} nodes"
+        line = f"{setting}: an NVL72 domain has {DOMAIN_NODES} nodes"
     elif nodes % segment:
-        line = f"{said} does not divide NNODES={nodes}, which Slurm asks for"
+        line = f"{setting} does not divide NNODES={nodes}, which Slurm asks for"
     else:
         return draft
     return draft.change(findings=(*draft.findings, Finding("error", line, "sbatch")))

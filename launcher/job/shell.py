@@ -1,4 +1,4 @@
-"""The submitting shell: what of its environment a Slurm job is given, and what is said of the rest.
+"""The submitting shell: what of its environment a Slurm job is given, and the notes on the rest.
 
 The training processes get what job.sh exports, from whatever shell it was submitted. Slurm's own
 commands read some two hundred variables; none but these reaches one.

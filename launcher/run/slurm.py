@@ -86,10 +86,10 @@ def sbatch(script: Path, environ: Mapping[str, str], keep_open: Sequence[int] = 
     `keep_open` are file descriptors that sbatch holds as long as it lives.
     """
     command = ["sbatch", "--parsable", str(script)]
-    said = _run(command, SUBMIT_SECONDS, environ, keep_open)
-    job_id = said.strip().split(";")[0]
+    output = _run(command, SUBMIT_SECONDS, environ, keep_open)
+    job_id = output.strip().split(";")[0]
     if not job_id.isdigit():
-        raise NoAnswer(f"sbatch did not tell a job id but {said.strip()!r}")
+        raise NoAnswer(f"sbatch did not tell a job id but {output.strip()!r}")
     return job_id
 
 
@@ -100,10 +100,10 @@ def queue() -> list[Queued]:
     """
     form = "--format=%i|%T|%r|%o"
     try:
-        said = _run(["squeue", "--me", "--noheader", "--states=all", form], ASK_SECONDS)
+        output = _run(["squeue", "--me", "--noheader", "--states=all", form], ASK_SECONDS)
     except Refused as error:
         raise NoAnswer(f"squeue: {error}") from None
-    rows = [line.split("|", 3) for line in said.splitlines() if line.count("|") >= 3]
+    rows = [line.split("|", 3) for line in output.splitlines() if line.count("|") >= 3]
     jobs = [Queued(*row) for row in rows if row[0].isdigit()]
     return sorted(jobs, key=lambda job: int(job.job_id))
 
@@ -116,12 +116,12 @@ def find(script: Path) -> Queued | None:
 def state(job_id: str) -> State | None:
     """Return what became of a job; None when Slurm no longer knows it. Raises NoAnswer."""
     try:
-        said = _run(["scontrol", "show", "job", job_id], ASK_SECONDS)
+        output = _run(["scontrol", "show", "job", job_id], ASK_SECONDS)
     except Refused as error:
         if "Invalid job id" not in str(error):
             raise NoAnswer(f"scontrol: {error}") from None
         return _accounted(job_id)
-    named, ended = _STATE.search(said), _EXIT.search(said)
+    named, ended = _STATE.search(output), _EXIT.search(output)
     if not named or not ended:
         raise NoAnswer(f"scontrol show job {job_id} could not be read")
     reason = "" if named[2] == "None" else named[2]
@@ -132,10 +132,10 @@ def state(job_id: str) -> State | None:
 def partitions() -> list[Partition]:
     """Return this cluster's partitions; none where that cannot be told quickly."""
     try:
-        said = _run(["sinfo", "--noheader", "--format=%P|%D|%l"], ASK_SECONDS)
+        output = _run(["sinfo", "--noheader", "--format=%P|%D|%l"], ASK_SECONDS)
     except (Refused, NoAnswer):
         return []
-    rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 2]
+    rows = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
     return [
         Partition(name.rstrip("*"), name.endswith("*"), int(nodes), limit)
         for name, nodes, limit in rows
@@ -146,10 +146,10 @@ def partitions() -> list[Partition]:
 def _accounted(job_id: str) -> State | None:
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"]
     try:
-        said = _run([*command, f"--jobs={job_id}"], ASK_SECONDS)
+        output = _run([*command, f"--jobs={job_id}"], ASK_SECONDS)
     except (Refused, NoAnswer):  # accounting is off
         return None
-    found = re.match(r"(\w+)[^|]*\|(\d+):(\d+)", said)
+    found = re.match(r"(\w+)[^|]*\|(\d+):(\d+)", output)
     if not found:
         return None
     return State(found[1], status=_status(found[1], int(found[2]), int(found[3])))
@@ -178,7 +178,7 @@ def _run(
         raise Refused(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode != 0:
         lines = [re.sub(r"^\w+: (error: )?", "", line) for line in done.stderr.splitlines() if line]
-        said = "; ".join(lines) or f"exit status {done.returncode}"
+        reason = "; ".join(lines) or f"exit status {done.returncode}"
         # The controller may have read the request all the same.
-        raise NoAnswer(said) if "timed out" in said else Refused(said)
+        raise NoAnswer(reason) if "timed out" in reason else Refused(reason)
     return done.stdout

@@ -30,13 +30,13 @@ def hand_over(job: Job, environ: Mapping[str, str], keep_open: Sequence[int] = (
             _check_nodes(job, known)
         job_id = slurm.sbatch(script, shell.for_sbatch(environ), keep_open)
     except slurm.Refused as error:
-        said = f"Slurm refused the job: {error}.{advice(job, str(error), known)}"
-        directory.record(job, failed=said)
-        raise Refusal(f"{said} (run directory {job.run_dir})") from None
+        refusal = f"Slurm refused the job: {error}.{advice(job, str(error), known)}"
+        directory.record(job, failed=refusal)
+        raise Refusal(f"{refusal} (run directory {job.run_dir})") from None
     except (slurm.NoAnswer, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        said = "sbatch was interrupted" if interrupted else str(error)
-        job_id = _look_up(job, said)
+        why = "sbatch was interrupted" if interrupted else str(error)
+        job_id = _look_up(job, why)
         if interrupted:
             print(
                 f"interrupted: job {job_id} is submitted; scancel {job_id} cancels it",
@@ -57,7 +57,7 @@ def limit(job_id: str) -> str:
     return state.reason if state and state.reason.startswith(limits) else ""
 
 
-def _look_up(job: Job, said: str) -> str:
+def _look_up(job: Job, why: str) -> str:
     """Return the id of the job that an sbatch without an answer left behind. Raises UsageError."""
     try:
         found = slurm.find(job.run_dir / "job.sh")
@@ -65,11 +65,11 @@ def _look_up(job: Job, said: str) -> str:
     except slurm.NoAnswer as error:
         found, sure = None, str(error)
     if found:
-        directory.record(job, unanswered=said, job_id=found.job_id)
+        directory.record(job, unanswered=why, job_id=found.job_id)
         return found.job_id
-    directory.record(job, unanswered=said)
+    directory.record(job, unanswered=why)
     raise UsageError(
-        f"{said}, and {sure}: the job may or may not have been submitted. Look for it with "
+        f"{why}, and {sure}: the job may or may not have been submitted. Look for it with "
         f"squeue --me --name={quote(job.name)} (run directory {job.run_dir})"
     )
 

@@ -17,20 +17,21 @@
 # shellcheck disable=SC2016,SC2329 # the quoted values reach Megatron as they are; tasks call functions
 set -euo pipefail
 
-# What reaches the training processes stands in this file, whatever shell has submitted it: nothing
-# of that shell's functions and options (-p), and of its variables only these.
+# The training processes get what this file says, whatever shell has submitted it. -p leaves out that
+# shell's functions and options; the loop leaves out its variables, but for those of the first case.
 [[ $- == *p* ]] || exec /bin/bash -p "$0" "$@"
+unset _name _left_out
 _left_out=()
 for _name in $(compgen -e); do
   case $_name in
   HOME | USER | LOGNAME | PATH | KRB5CCNAME | SLURM_CONF | SLURM_JWT | WANDB_API_KEY | HF_TOKEN | SLURMD_NODENAME | SLURM_CLUSTER_NAME | SLURM_JOB_CPUS_PER_NODE | SLURM_JOB_ID | SLURM_JOB_NODELIST | SLURM_JOB_NUM_NODES | SLURM_JOB_PARTITION | SLURM_TASKS_PER_NODE | SLURM_SPANK_*) ;;
-  _name | _left_out) export -n _name _left_out ;;
   *)
     unset "$_name" 2>/dev/null || export -n "${_name?}"
     case $_name in APPTAINER* | BASH_ENV | CU[ABD]* | ENROOT* | FI_* | GLOO* | HF_* | *_proxy | LD_* | LOCAL_* | MASTER_ADDR | MKL_* | *NCCL* | NVIDIA* | NVSHMEM* | NVTE* | OMP[_I]* | *PMI* | PYTHON* | PYTORCH* | RANK | SBATCH* | SRUN* | TORCH* | TRITON* | UC[CX]_* | WANDB* | WORLD_SIZE) _left_out+=("$_name") ;; esac
     ;;
   esac
 done
+# Home and name are the user's own.
 unset HOME
 export HOME=~ USER LOGNAME
 USER=$(id -un) LOGNAME=$USER
@@ -49,7 +50,7 @@ export PYTHONWARNINGS=ignore
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCH_NCCL_AVOID_RECORD_STREAMS=0
 export WANDB_MODE=disabled
-# For each task to set once more in its container, where the image's values would win.
+# Each task sets these once more, because a container's image may have set them otherwise.
 exports=$(declare -px CUDA_DEVICE_MAX_CONNECTIONS NCCL_DEBUG NCCL_GRAPH_REGISTER NCCL_NVLS_ENABLE NVTE_ALLOW_NONDETERMINISTIC_ALGO NVTE_BWD_LAYERNORM_SM_MARGIN NVTE_FUSED_ATTN NVTE_FWD_LAYERNORM_SM_MARGIN NVTE_NORM_BWD_USE_CUDNN NVTE_NORM_FWD_USE_CUDNN PYTHONWARNINGS PYTORCH_CUDA_ALLOC_CONF TORCH_NCCL_AVOID_RECORD_STREAMS WANDB_MODE)
 
 readonly run_dir=/output/runs/dsv3-h100-16k-260101_000000
@@ -58,7 +59,7 @@ fail() {
   exit 1
 }
 
-# Say which job works in a run directory, unless its newest one has ended.
+# Print the job that works in a run directory; nothing where its newest one has ended.
 at_work() {
   local -r last=$(readlink --canonicalize-missing "$1/log")
   local -r job=$(basename "$last" .log)
@@ -73,15 +74,15 @@ at_work() {
   esac
 }
 
-# Its own log, wherever Slurm was told to write; log.N in the run directory is its Nth job's.
+# The log is always in slurm_logs, whatever output file Slurm was told.
 mkdir -p "$run_dir" "$run_dir/../../slurm_logs"
 exec </dev/null >>"$run_dir/../../slurm_logs/$SLURM_JOB_ID.log" 2>&1
-told=$(scontrol --oneliner show job "$SLURM_JOB_ID" || true)
-[[ $told != *ArrayTaskId=* ]] || fail "this is one of a job array (SBATCH_ARRAY_INX?), and a run directory has one job: $run_dir"
-[[ ! $told =~ \ NumNodes=([0-9]+) || ${BASH_REMATCH[1]} == 32 ]] || fail "the job has ${BASH_REMATCH[1]} nodes, and its script is for 32"
-[[ $told =~ Restarts=([0-9]+) ]] && restarts=${BASH_REMATCH[1]} || restarts=0
+facts=$(scontrol --oneliner show job "$SLURM_JOB_ID" || true)
+[[ $facts != *ArrayTaskId=* ]] || fail "this is one of a job array (SBATCH_ARRAY_INX?), and a run directory has one job: $run_dir"
+[[ ! $facts =~ \ NumNodes=([0-9]+) || ${BASH_REMATCH[1]} == 32 ]] || fail "the job has ${BASH_REMATCH[1]} nodes, and its script is for 32"
+[[ $facts =~ Restarts=([0-9]+) ]] && restarts=${BASH_REMATCH[1]} || restarts=0
 
-# Never two jobs in one run directory: who links log.N has the turn.
+# A run directory has one job at a time: its Nth is the one that could link log.N.
 turn=1
 while [[ -L $run_dir/log.$turn ]]; do turn=$((turn + 1)); done
 if [[ $(readlink "$run_dir/log.$((turn - 1))") == *"/$SLURM_JOB_ID.log" ]]; then
@@ -222,27 +223,28 @@ training_command=(
 begins="at its first iteration"
 
 readonly tracker=latest_checkpointed_iteration.txt
-# Whether a checkpoint was written to its end: its index comes last.
+# Say whether a checkpoint is whole. Megatron writes the index last.
 whole() {
   [[ -s $1/metadata.json && -s $1/.metadata || -s $1/mp_rank_03_007_031/model_optim_rng.pt ]]
 }
 
-# Print what keeps Megatron from reading a folder of checkpoints; nothing where it can.
+# Print what keeps Megatron from loading iteration $2, or the tracker's, from a folder; or nothing.
 flaw() {
-  local said=${2:-} folder
-  if [[ -z $said ]]; then
+  local iteration=${2:-} folder
+  if [[ -z $iteration ]]; then
     [[ -e $1/$tracker ]] || { echo "$1 has no checkpoint: there is no $tracker" && return; }
-    said=$(tr -d '[:space:]' <"$1/$tracker")
+    iteration=$(tr -d '[:space:]' <"$1/$tracker")
   fi
-  case $said in
+  case $iteration in
   release) folder=$1/release ;;
-  '' | *[!0-9]*) echo "$1/$tracker holds '$said', which is no iteration" && return ;;
-  *) folder=$1/$(printf 'iter_%07d' "$((10#$said))") ;;
+  '' | *[!0-9]*) echo "$1/$tracker holds '$iteration', which is no iteration" && return ;;
+  *) folder=$1/$(printf 'iter_%07d' "$((10#$iteration))") ;;
   esac
   whole "$folder" || echo "$folder is not there, not whole, or not of TP4 PP8 EP32"
 }
 
-# Let a folder's tracker name a whole checkpoint: the newest one, where the one it names is not.
+# Let a folder's tracker name its newest whole checkpoint, if the one that it names is not whole.
+# Those that are older than the file $2 do not count.
 mend() {
   local -r found=$(flaw "$1")
   local folder newest=
@@ -255,7 +257,7 @@ mend() {
   echo "$((10#${newest##*iter_}))" >"$1/$tracker"
 }
 
-# The folder to save to belongs to one run at a time, which it links to.
+# A folder of checkpoints has one run at a time, to which its link `run` leads.
 first_start=(--no-load-optim --no-load-rng)
 later_start=(--load /output/checkpoints)
 readonly save=/output/checkpoints
@@ -268,7 +270,7 @@ if [[ $owner != "$run_dir" ]]; then
     fail "$save holds iteration $(<"$save/$tracker") of ${owner:-an earlier run}: RESUME=1 continues it, another OUTPUT_PATH leaves it alone, FORCE=1 overwrites it"
   ln -sfn "$run_dir" "$save/run"
 fi
-# A checkpoint is this run's when it is younger than the run's first start.
+# A checkpoint is this run's own if it is younger than the run's first start.
 [[ -e $run_dir/started ]] || touch "$run_dir/started"
 if [[ $save/$tracker -nt $run_dir/started ]]; then
   mend "$save" "$run_dir/started"
@@ -281,7 +283,7 @@ fi
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]}
 listening() { (: <"/dev/tcp/$MASTER_ADDR/$1") 2>/dev/null; }
-# A port that nothing listens on, below those that outgoing connections are given.
+# A free port, below those that the kernel gives to outgoing connections.
 read -r ceiling _ </proc/sys/net/ipv4/ip_local_port_range
 ((ceiling > 21000)) || ceiling=30000
 port=$((20000 + SLURM_JOB_ID % (ceiling - 20000)))
@@ -302,11 +304,10 @@ echo "=== $(date '+%F %T')"
 
 [[ $(srun --help) == *--container-image* ]] ||
   fail "srun has no --container-image: the pyxis plugin is not installed here (CONTAINER_RUNTIME=apptainer or none does without)"
-written=$(stat --dereference --format=%s "$run_dir/log" 2>/dev/null || echo 0)
-# The training needs no MPI; where there is PMIx, an image's own libraries may use it.
+# The training needs no MPI, but libraries of an image may use PMIx.
 [[ $(timeout 10 srun --mpi=list 2>&1) == *pmix* ]] && mpi=pmix || mpi=none
 
-# Become one training process. Each task runs this, in its container, and learns its rank from Slurm.
+# Become one training process. Each task runs this in its container, with the rank that Slurm gave it.
 run_rank() {
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=256 LOCAL_WORLD_SIZE=8
   export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}_$SLURM_NODEID}
@@ -314,12 +315,12 @@ run_rank() {
   exec "$@"
 }
 
-# Write what rank 0 sees beside environment.yaml, without secrets, and say where the two differ.
+# Write rank 0's environment without secrets, and print what differs from environment.yaml.
 note_environment() {
   local name meant
   [[ -w /output/runs/dsv3-h100-16k-260101_000000 ]] || return 0 # the container has no such place
   for name in $(compgen -e); do
-    case $name in
+    case ${name^^} in
     *KEY* | *TOKEN* | *SECRET* | *PASSW* | *CREDENTIAL*) ;;
     *) printf '%s=%q\n' "$name" "${!name}" ;;
     esac
@@ -331,6 +332,7 @@ note_environment() {
 }
 
 status=0
+written=$(stat --dereference --format=%s "$run_dir/log" 2>/dev/null || echo 0) # before this start
 srun \
   --nodes=32 --ntasks=256 --ntasks-per-node=8 \
   --distribution=block \
@@ -346,12 +348,13 @@ srun \
   bash -c "exports=$(printf %q "$exports"); eval \"\$exports\"; $(declare -f note_environment run_rank); run_rank \"\$@\"" task \
   "${training_command[@]}" || status=$?
 output() { tail --bytes="+$((written + 1))" "$run_dir/log"; }
-said=$(output | grep --text --only-matching -E 'iteration +[0-9]+/ *[0-9]+|after training is done|exiting program (after|at)|Exited with exit code [0-9]+' || true)
-reached=$(grep iteration <<<"$said" | tail -n 1 || true)
-# The ranks that srun ends after the first failure would hide that one's status.
-if ((status > 128)) && [[ $said =~ 'exit code '([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
-# Megatron also ends with status 0 where it cannot begin, so what its ranks said has the last word.
-if ((status == 0)) && [[ $said != *'after training is done'* && $said != *'exiting program'* ]] &&
+# What the log of this start tells of its end.
+milestones=$(output | grep --text --only-matching -E 'iteration +[0-9]+/ *[0-9]+|after training is done|exiting program (after|at)|Exited with exit code [0-9]+' || true)
+reached=$(grep iteration <<<"$milestones" | tail -n 1 || true)
+# srun ends the other ranks after a failure; the first one's status is the one to keep.
+if ((status > 128)) && [[ $milestones =~ 'exit code '([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
+# Megatron may end with status 0 though it could not begin; the log tells how far it came.
+if ((status == 0)) && [[ $milestones != *'after training is done'* && $milestones != *'exiting program'* ]] &&
   ! [[ $reached =~ ([0-9]+)/\ *([0-9]+)$ && ${BASH_REMATCH[1]} == "${BASH_REMATCH[2]}" ]] &&
   [[ -n $(output | grep --text --max-count=1 -E '^ *[0-9]+: ' || true) ]]; then
   echo "error: the training ended with status 0 but not at its last iteration: ${reached:-it made none}" >&2
