@@ -34,6 +34,7 @@ from tests.support.slurm_training import CONF, DEEPSEEK, Run, finish, submit  # 
 
 ITERATIONS, INTERVAL, STRUCK = int(os.environ.get("RELIABILITY_ITERATIONS", "160")), 10, 25
 CHECKPOINT_MIB = 7
+NO_OUTPUT = "--output=/dev/null"
 
 
 def words(save: Path) -> list[str]:
@@ -99,20 +100,20 @@ def restart_the_controller(cluster: Cluster, run: Run) -> Callable[[], None]:
 
 def preempt(cluster: Cluster, run: Run) -> Callable[[], None]:
     """Give the run's nodes to a job of a partition that comes first; return what ends that job."""
-    words = ("--partition=urgent", f"--nodes={len(cluster.nodes)}", "--exclusive")
+    words = ("--partition=urgent", f"--nodes={len(cluster.nodes)}", "--exclusive", NO_OUTPUT)
     other = cluster.run("sbatch", "--parsable", *words, "--wrap=sleep 20").strip()
     cluster.wait_for(lambda: cluster.state(other) == "RUNNING", 60, "the other job to start")
     assert cluster.state(run.jobs()[-1]) != "RUNNING"
     return lambda: cluster.run("scancel", other) and None
 
 
-def cut_the_tracker(said: str) -> Callable[[Cluster, Run], Callable[[], None]]:
+def cut_the_tracker(text: str) -> Callable[[Cluster, Run], Callable[[], None]]:
     """Return what ends a node, as the file that names the last checkpoint is being written."""
 
     def happen(cluster: Cluster, run: Run) -> Callable[[], None]:
         mend = kill_a_node(cluster, run)
         tracker = run.directory.parent.parent / "checkpoints/latest_checkpointed_iteration.txt"
-        tracker.write_text(said)
+        tracker.write_text(text)
         return mend
 
     return happen
@@ -159,7 +160,7 @@ def by_hand(cluster: Cluster, output: Path, environ: Mapping[str, str]) -> Run:
 
 def on_taken_ports(cluster: Cluster, output: Path, taken: ExitStack) -> Run:
     """Submit a run while something listens on the ports that it would come to first."""
-    last = cluster.run("sbatch", "--parsable", "--hold", "--wrap=true").strip()
+    last = cluster.run("sbatch", "--parsable", "--hold", NO_OUTPUT, "--wrap=true").strip()
     cluster.run("scancel", last)
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         ceiling = int(file.read().split()[0])
