@@ -194,7 +194,7 @@ def save_slowly(cluster: Cluster, output: Path) -> Run:
     (tools / "bind").write_text(f'#!/bin/bash\nPYTHONPATH={tools} exec "$@"\n')
     (tools / "bind").chmod(0o755)
     run = undisturbed_run(
-        cluster, output, BINDPCIE_PATH=str(tools / "bind"), RUN_TIME="1", RESUBMIT="4"
+        cluster, output, BINDPCIE_PATH=str(tools / "bind"), RUN_TIME="2", RESUBMIT="4"
     )
     cluster.wait_for(lambda: run.reached(STRUCK), 180, f"iteration {STRUCK}")
     flag.touch()
