@@ -23,6 +23,7 @@ from launcher.plan.rules import Case
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
 from launcher.report import training_log
+from launcher.report.last_words import last_words
 from launcher.report.training_log import Log
 
 DUMP = "the log's argument dump"
@@ -97,13 +98,15 @@ class Subject:
 
 
 def read(path: Path, given: Given | None = None) -> Subject:
-    """Read a run directory or a log. Raises UsageError where the path is neither."""
+    """Read a run directory or a training log. Raises UsageError where the path is neither."""
     given = given or Given()
     if path.is_dir():
         return _run(path, given)
     if not path.exists():
         raise UsageError(f"{path}: there is no such run directory or log")
     log = training_log.read(path)
+    if log == training_log.Log() and "Traceback" not in last_words(path):
+        raise UsageError(f"{path} is no training log: no line of it is one of a training run's")
     return _completed(Subject(path, log), _dumped(log), given)
 
 

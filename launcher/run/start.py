@@ -57,8 +57,9 @@ def prepare(request: Request, by_itself: bool = False) -> tuple[Job, Opinion | N
     Raises UsageError.
     """
     job = build(request)
+    _check_script(job, render(job), request.environ)
     opinion = verification.before_submission(job) if by_itself else verification.wanted(job)
-    _check(job, render(job), opinion, request.environ)
+    _check(job, opinion)
     number = directory.create(job.run_dir)
     if number:  # the name was taken by another launch of this second
         job = build(dataclasses.replace(request, number=number))
@@ -66,12 +67,16 @@ def prepare(request: Request, by_itself: bool = False) -> tuple[Job, Opinion | N
     return job, opinion
 
 
-def _check(job: Job, script: str, opinion: Opinion | None, environ: Mapping[str, str]) -> None:
-    """Raise UsageError for whatever must stop a submission."""
+def _check_script(job: Job, script: str, environ: Mapping[str, str]) -> None:
+    """Raise UsageError for a script that holds a secret or the template's placeholders."""
     check_secrets(script, environ)
     left = placeholders(job.settings)
     if left:
         raise UsageError(f"{'; '.join(left)}. Nothing was submitted")
+
+
+def _check(job: Job, opinion: Opinion | None) -> None:
+    """Raise UsageError for whatever else must stop a submission."""
     objections = list(job.objections)
     if not job.is_local:
         objections += container.missing(job.settings)

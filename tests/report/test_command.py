@@ -49,6 +49,7 @@ def test_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tup
     ("words", "message"),
     [
         (("nowhere",), "there is no such run directory or log"),
+        (("README.md",), "README.md is no training log"),
         (("LOG", "--expect", "fast"), "no number"),
         (("LOG", "--expect", "1", "--tolerance", "100%"), "allows any speed"),
         (("LOG", "--expect", "1", "--metric", "speed"), "allowed: tflops"),
