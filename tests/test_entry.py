@@ -231,7 +231,7 @@ MISTAKES = {
     "unknown model": (dict(MODEL="DeepSeek-V4"), [], "MODEL='DeepSeek-V4' is unknown. Did you mean DeepSeek-V3"),
     "no model": (dict(MODEL=""), [], "MODEL is not set. Known: DeepSeek-V2,"),
     "unknown cluster": (dict(CLUSTER="locale"), [], "CLUSTER='locale' is unknown. Did you mean local?"),
-    "precision": (dict(PR="fp7"), [], "PR='fp7' (set by environment) is not allowed: bf16, fp8, mxfp8."),
+    "precision": (dict(PR="fp7"), [], "PR='fp7' (set by environment) is not allowed: bf16, fp8, mxfp8, nvfp4."),
     "number": (dict(TP="two"), [], "TP='two' (set by environment) is not allowed: integer ≥ 1."),
     "zero": (dict(GBS="0"), [], "GBS='0'"),
     "flag's number": (dict(), ["--seq-length", "4k"], "SEQ_LEN='4k' (set by --seq-length, command line)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.config.arguments import Argument, integer, value
+from launcher.config.parallelism import EXPERT, PIPELINE, TENSOR
 from launcher.job import checkpoints, container
 from launcher.job.draft import Draft
 from launcher.plan import Finding
@@ -35,11 +36,8 @@ def folder(draft: Draft, flag: str) -> Path | None:
 
 def sizes(draft: Draft) -> checkpoints.Sizes:
     """Return the sizes that a legacy checkpoint has to have been saved with."""
-    return checkpoints.Sizes(
-        integer(draft.arguments, "--tensor-model-parallel-size"),
-        integer(draft.arguments, "--pipeline-model-parallel-size"),
-        integer(draft.arguments, "--expert-model-parallel-size"),
-    )
+    flags = (TENSOR, PIPELINE, EXPERT)
+    return checkpoints.Sizes(*(integer(draft.arguments, flag, 1) for flag in flags))
 
 
 def _intentions(draft: Draft) -> Draft:
@@ -53,7 +51,9 @@ def _intentions(draft: Draft) -> Draft:
                 "its weights (--load on the command line is read)"
             )
         return draft
-    if settings.PRETRAIN and loads is not None:
+    # Where a job loads and saves is one folder, it only goes on with its own run.
+    own = loads == value(draft.arguments, "--save")
+    if settings.PRETRAIN and loads is not None and not own:
         draft = draft.change(f"PRETRAIN=1, but {_given(draft, '--load')} is read all the same")
     if not settings.PRETRAIN and loads is None and "PRETRAIN" in settings.origins:
         line = f"PRETRAIN=0 ({settings.origin('PRETRAIN')}), but LOAD_PATH is not set"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
-from launcher import ROOT
+from launcher import ROOT, cli
 from launcher.config import bash_layers
 from launcher.job import request
 from launcher.job.build import build
@@ -18,6 +22,7 @@ from launcher.job.draft import Job
 __all__ = ["ROOT", "STAMP", "Launched", "job", "launch", "preview"]
 
 STAMP = "260101_120000"
+_ONE_AT_A_TIME = threading.Lock()  # os.environ and the streams belong to all threads
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,28 @@ def job(words: Sequence[str] = (), script: Path | None = None, **variables: str)
     return build(request.read(bash_layers.settings_of(environ), all_words, environ))
 
 
-def preview(words: Sequence[str] = (), **variables: str) -> Launched:
-    """Run a dry run that must succeed; DeepSeek-V3 unless MODEL says otherwise."""
-    launched = launch(words, **{"MODEL": "DeepSeek-V3", "DRY_RUN": "1", **variables})
+def preview(words: Sequence[str] = (), script: Path | None = None, **variables: str) -> Launched:
+    """Make a dry run that must succeed; DeepSeek-V3 unless MODEL says otherwise.
+
+    Bash sources the layers in a process, as always; the launcher itself runs in this one, which
+    saves most of the time. `launch` with DRY_RUN=1 is the whole of it.
+    """
+    environ = {
+        **_login(),
+        "TIMESTAMP": STAMP,
+        "MODEL": "DeepSeek-V3",
+        "DRY_RUN": "1",
+        **variables,
+    }
+    environ, all_words = bash_layers.source(script or bash_layers.ENTRY, words, environ)
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        _ONE_AT_A_TIME,
+        mock.patch.dict(os.environ, environ, clear=True),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        status = cli.main(["submit", *all_words])
+    launched = Launched(status, stdout.getvalue(), stderr.getvalue())
     assert launched.status == 0, launched.stderr
     return launched
