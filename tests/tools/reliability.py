@@ -33,7 +33,7 @@ from tests.support.launching import launch  # noqa: E402
 from tests.support.slurm_training import CONF, DEEPSEEK, Run, finish, submit  # noqa: E402
 
 ITERATIONS, INTERVAL, STRUCK = int(os.environ.get("RELIABILITY_ITERATIONS", "160")), 10, 25
-CHECKPOINT_MIB = 7
+CHECKPOINT_MIB = 2.8
 NO_OUTPUT = "--output=/dev/null"
 
 
@@ -126,11 +126,11 @@ def nothing(_cluster: Cluster, _run: Run) -> Callable[[], None]:
 
 def fill_the_disk(cluster: Cluster, output: Path) -> Run:
     """Run on a disk that is full at the third checkpoint, and make room once a job has failed."""
-    folder = cluster.resize_disk(CHECKPOINT_MIB * 5 // 2) / output.name
+    folder = cluster.resize_disk(round(CHECKPOINT_MIB * 2.5)) / output.name
     run = submit(cluster, output, words(folder), **DEEPSEEK, RESUBMIT="2")
     cluster.wait_for(lambda: len(run.jobs()) > 1, 180, "the first job to fail")
     assert "CheckpointException" in run.logs()[0], run.logs()[0][-3000:]
-    assert shutil.disk_usage(folder).free < CHECKPOINT_MIB << 20
+    assert shutil.disk_usage(folder).free < CHECKPOINT_MIB * 2**20
     cluster.resize_disk(1024)
     return run
 
@@ -354,7 +354,7 @@ def main(arguments: list[str]) -> int:
         output = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         cluster = opened.enter_context(Cluster(settings=SETTINGS, partitions=PARTITIONS))
         calm = undisturbed_run(cluster, output / "calm")
-        finish(cluster, calm, 400)
+        assert finish(cluster, calm, 400)["JobState"] == "COMPLETED", calm.logs()
         print(
             "| interruption | goes on after | jobs | starts | steps repeated | end | same curve | left |"
         )
