@@ -204,7 +204,7 @@ def test_nothing_machine_specific_in_the_golden_files():
     for path in GOLDEN.glob("*.sh"):
         text = path.read_text(encoding="utf-8")
         assert str(ROOT) not in text
-        assert set(re.findall(r"(?<![\w/.])/(\w+)", text)) <= {
+        assert set(re.findall(r'(?<![\w/."])/(\w+)', text)) <= {
             "bin",
             "dev",
             "etc",
