@@ -191,7 +191,7 @@ def test_a_key_that_nobody_knows_is_named() -> None:
     with pytest.raises(UsageError, match=r"attention_sinks 4 in config\.json is unknown here"):
         check("Qwen3-30B-A3B", attention_sinks=4)
     with pytest.raises(
-        UsageError, match=r"rope_scaling\.low_freq_factor 1\.0 in config\.json is not"
+        UsageError, match=r"rope_scaling\.low_freq_factor 1\.0 in config\.json is unknown here"
     ):
         check("DeepSeek-V3", rope_scaling={**YARN, "low_freq_factor": 1.0})
     # What switches nothing on says nothing.
