@@ -105,7 +105,8 @@ def read(path: Path, given: Given | None = None) -> Subject:
     if not path.exists():
         raise UsageError(f"{path}: there is no such run directory or log")
     log = training_log.read(path)
-    if log == training_log.Log() and "Traceback" not in last_words(path):
+    says_nothing = log == training_log.Log() and path.stat().st_size > 0  # an empty log may grow
+    if says_nothing and "Traceback" not in last_words(path):
         raise UsageError(f"{path} is no training log: no line of it is one of a training run's")
     return _completed(Subject(path, log), _dumped(log), given)
 

@@ -331,6 +331,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
     return judge(*jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_broken_job_is_refused_where_megatron_refuses_it(name: str, verdicts: dict) -> None:
     *_, refused_by, message = REFUSALS[name]

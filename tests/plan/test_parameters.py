@@ -190,7 +190,7 @@ def test_tied_embedding_has_its_copy_on_the_last_stage_only():
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (("--num-layers", "many"), "--num-layers many is no whole number"),
+        (("--num-layers", "many"), "--num-layers many is not a whole number below 10^18"),
         (("--hidden-size", "0"), "--hidden-size 0 is below 1"),
         (("--moe-layer-freq", "([0]*3+[1]*7)"), "describes 10 layers, the model has 61"),
         (("--moe-layer-freq", "0"), "below 1"),

@@ -43,6 +43,7 @@ def stand_in(tmp_path: Path):
 def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **READY,
+        "VERIFY": "0",
         "NNODES": "128",
         "OUTPUT_PATH": str(tmp_path / "out"),
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",

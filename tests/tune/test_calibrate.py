@@ -21,6 +21,7 @@ JOB = {"MODEL": "Qwen3-235B-A22B", "GPU": "H100"}
 LINE = "iteration {}/ 20 | elapsed time per iteration (ms): {:.1f} | lm loss: 7.0E+00 |"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torch") is None, reason="the training extra is not installed")
 def test_measuring_runs_through_on_a_cpu():
     """The dry path: the same program with small sizes; its figures mean nothing."""
