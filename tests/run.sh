@@ -19,17 +19,23 @@ case ${1:-} in
 esac
 cd "$ROOT"
 bash launcher/setup.sh test
-# Training processes share the cores among themselves; the fast tests are single processes.
+pytest() { .venv/training/bin/python -m pytest "$@"; }
 case ${1:-} in
---fast) set -- -m "not slow" --numprocesses auto "${@:2}" ;;
+--fast) pytest -m "not slow" --numprocesses auto "${@:2}" ;;
 --coverage)
   # Launches are processes of their own, in the first Python that has PyYAML.
   export PATH=$ROOT/.venv/training/bin:$PATH
   if [[ -x .venv/launcher/bin/python ]]; then
     .venv/launcher/bin/python -m pip install --quiet "$(sed -n 's/^ *"\(coverage==.*\)",/\1/p' pyproject.toml)"
   fi
-  set -- -m "not slow" --numprocesses auto --cov --cov-report term "${@:2}"
+  pytest -m "not slow" --numprocesses auto --cov --cov-report term "${@:2}"
   ;;
-*) bash tests/support/slurm_packages.sh ;;
+*)
+  bash tests/support/slurm_packages.sh
+  # The fast tests are single processes, one a core; training processes share the cores themselves.
+  status=0
+  pytest -m "not slow" --numprocesses auto "$@" || status=$?
+  pytest -m slow "$@" || status=$?
+  exit "$status"
+  ;;
 esac
-exec .venv/training/bin/python -m pytest "$@"

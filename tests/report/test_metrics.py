@@ -174,7 +174,7 @@ def test_every_format_of_the_report(tmp_path: Path):
     assert "| throughput | 8,654 tokens/s/GPU" in summary.markdown(made)
     assert '"tokens_per_second_per_gpu": 8654.' in summary.as_json([made])
     empty = tmp_path / "empty.log"
-    empty.write_text("nothing\n")
+    empty.write_text("")
     made = summary.report(subject.read(empty))
     assert "none in the log" in summary.text(made)
     summary.as_json([made])
