@@ -22,7 +22,7 @@ EVEN = Split(None, None, None, None, False, False)
 def with_split(shape: Shape, pipeline: int, layers: int, **chosen) -> Shape:
     """The shape with another depth and split; the first layer is dense, the others are MoE."""
     virtual = chosen.pop("virtual", 1)
-    if "layout" in chosen:
+    if chosen.get("layout") is not None:
         virtual = max(1, len(expand(chosen["layout"])) // pipeline)
     if "layers_per_chunk" in chosen:
         virtual = max(1, layers // pipeline // chosen["layers_per_chunk"])
