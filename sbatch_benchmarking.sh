@@ -6,6 +6,7 @@
 # Sources the layers, then hands over to `python3 -m launcher`, which renders the job script and
 # submits it. DRY_RUN=1 or --dry-run prints instead. design_docs/variables.md lists the variables.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+export -n SHELLOPTS BASHOPTS # else each program that is a Bash script gets this one's options
 set -euo pipefail
 
 WORKSPACE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)

@@ -49,6 +49,24 @@ class Sizes:
         dense = self.tensor * self.pipeline * self.context
         return math.lcm(dense, self.expert_tensor * self.expert * self.pipeline)
 
+    def __str__(self) -> str:
+        """Name what a legacy checkpoint is bound to."""
+        text = f"TP{self.tensor} PP{self.pipeline} EP{self.expert}"
+        alike = self.expert == 1 or self.expert_tensor == self.tensor
+        return text if alike else f"{text} ETP{self.expert_tensor}"
+
+
+def tensor_expert(tensor: int, expert: int, expert_tensor: int) -> list[tuple[int, int, int]]:
+    """Return the (tensor, expert, expert tensor) ranks that occur together in a pipeline stage.
+
+    Megatron numbers the ranks of a stage once by tensor parallelism and once by expert tensor,
+    then expert parallelism (parallel_state.py), so only some combinations exist.
+    """
+    period = range(math.lcm(tensor, expert_tensor * expert))
+    return sorted(
+        {(rank % tensor, rank // expert_tensor % expert, rank % expert_tensor) for rank in period}
+    )
+
 
 def read(arguments: Arguments) -> Sizes:
     """Return the sizes. Raises ValueError where one is not a positive whole number."""

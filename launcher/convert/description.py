@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from launcher.config.arguments import Arguments, parse
+from launcher.config.parallelism import tensor_expert
 from launcher.convert import names
 from launcher.convert.names import Naming
 from launcher.errors import UsageError
@@ -34,16 +34,10 @@ class Description:
     release: str
 
     @property
-    def tensor_expert(self) -> tuple[tuple[int, int, int], ...]:
-        """The (tensor, expert, expert tensor) ranks that occur together in a pipeline stage.
-
-        Megatron numbers the ranks of a stage once by tensor parallelism and once by expert tensor,
-        then expert parallelism (parallel_state.py), so only some combinations exist.
-        """
+    def tensor_expert(self) -> list[tuple[int, int, int]]:
+        """The (tensor, expert, expert tensor) ranks that occur together in a pipeline stage."""
         parallel = self.shape.parallel
-        tp, etp, ep = parallel.tensor, parallel.expert_tensor, parallel.expert
-        period = range(math.lcm(tp, etp * ep))
-        return tuple(sorted({(rank % tp, rank // etp % ep, rank % etp) for rank in period}))
+        return tensor_expert(parallel.tensor, parallel.expert, parallel.expert_tensor)
 
 
 def from_launcher(words: Sequence[str], environ: Mapping[str, str]) -> Description:

@@ -8,41 +8,35 @@ run                                 a link to the run directory whose jobs save 
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.config import parallelism
+from launcher.config.parallelism import Sizes
 
 TRACKER = "latest_checkpointed_iteration.txt"
 OWNER = "run"
 LEGACY_FILE = "model_optim_rng.pt"
 RELEASE = "release"
+ALONE = Sizes(1, 1, 1, 1, 1)
 LARGEST_INDEX = 1 << 25  # bytes; more takes seconds to read
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The parallel sizes that a legacy checkpoint is bound to."""
-
-    tp: int
-    pp: int
-    ep: int
-
-    def __str__(self) -> str:
-        return f"TP{self.tp} PP{self.pp} EP{self.ep}"
-
-    def folders(self) -> list[str]:
-        """Return a legacy checkpoint's folders, one a rank of the model (get_checkpoint_name)."""
-        return [
-            f"mp_rank_{tp:02d}"
-            + (f"_{pp:03d}" if self.pp > 1 else "")
-            + (f"_{ep:03d}" if self.ep > 1 else "")
-            for tp in range(self.tp)
-            for pp in range(self.pp)
-            for ep in range(self.ep)
-        ]
+def legacy_folders(sizes: Sizes) -> list[str]:
+    """Return a legacy checkpoint's folders, one a rank of the model (get_checkpoint_name)."""
+    kinds = parallelism.tensor_expert(sizes.tensor, sizes.expert, sizes.expert_tensor)
+    return [
+        f"mp_rank_{tensor:02d}"
+        + (f"_{stage:03d}" if sizes.pipeline > 1 else "")
+        + (f"_{expert:03d}" if sizes.expert > 1 else "")
+        for tensor, expert in sorted({(tensor, expert) for tensor, expert, _ in kinds})
+        for stage in range(sizes.pipeline)
+    ]
 
 
 def tracked(folder: Path) -> str | None:
@@ -51,6 +45,10 @@ def tracked(folder: Path) -> str | None:
         return (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nothing can be there
+            return None
+        raise
 
 
 def is_step(text: str) -> bool:
@@ -65,7 +63,7 @@ def place(folder: Path, step: str) -> Path:
 
 def flaw(folder: Path, sizes: Sizes, step: str | None = None) -> str:
     """Return why Megatron could not load from a folder; '' when it could, as far as files tell."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return "there is no such folder"
     step = tracked(folder) if step is None else step
     if step is None:
@@ -103,7 +101,7 @@ def incomplete(found: Path, sizes: Sizes) -> str:
 
 def newest_whole(folder: Path) -> int | None:
     """Return the newest iteration whose distributed checkpoint is whole."""
-    return next(_whole(folder), None)
+    return next(_whole(folder), None) if os.path.isdir(folder) else None
 
 
 def owner(folder: Path) -> Path | None:
@@ -126,12 +124,12 @@ def _whole(folder: Path) -> Iterator[int]:
     for name in names:
         number = name[len("iter_") :]
         distributed = number.isdigit() and (folder / name / "metadata.json").is_file()
-        if distributed and not incomplete(folder / name, Sizes(1, 1, 1)):
+        if distributed and not incomplete(folder / name, ALONE):
             yield int(number)
 
 
 def _incomplete_legacy(found: Path, present: list[str], sizes: Sizes) -> str:
-    wanted = sizes.folders()
+    wanted = legacy_folders(sizes)
     unlike = set(wanted) ^ set(present)
     if unlike:
         return (

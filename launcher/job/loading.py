@@ -5,10 +5,12 @@ A folder that this machine cannot see is judged by the job script, on the first 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from launcher.config.arguments import Argument, integer, value
-from launcher.config.parallelism import EXPERT, PIPELINE, TENSOR
+from launcher.config import parallelism
+from launcher.config.arguments import Argument, value
+from launcher.config.parallelism import Sizes
 from launcher.job import checkpoints, container
 from launcher.job.draft import Draft
 from launcher.plan import Finding
@@ -34,10 +36,13 @@ def folder(draft: Draft, flag: str) -> Path | None:
     return Path(container.on_the_node(draft.settings, given)) if given else None
 
 
-def sizes(draft: Draft) -> checkpoints.Sizes:
+def sizes(draft: Draft) -> Sizes:
     """Return the sizes that a legacy checkpoint has to have been saved with."""
-    flags = (TENSOR, PIPELINE, EXPERT)
-    return checkpoints.Sizes(*(integer(draft.arguments, flag, 1) for flag in flags))
+    try:
+        found = parallelism.read(draft.arguments)
+    except ValueError:
+        return checkpoints.ALONE  # the plan has an error for it, and for more ranks than there are
+    return found if found.least_ranks <= draft.world_size else checkpoints.ALONE
 
 
 def _intentions(draft: Draft) -> Draft:
@@ -185,7 +190,8 @@ def seen(place: Path) -> bool:
     be here, and not be the root, where a node may have disks of its own.
     """
     around = place.parent
-    return place.is_absolute() and (place.exists() or (around.is_dir() and around != Path("/")))
+    here = os.path.exists(place) or (os.path.isdir(around) and around != Path("/"))
+    return place.is_absolute() and here
 
 
 def _is_the_models(draft: Draft, flag: str) -> bool:

@@ -34,6 +34,7 @@ class Shaped:
     shape: Shape
     stages: tuple[Stage, ...]
     unknown: frozenset[str] = frozenset()  # of parameters, memory and FLOPs (plan.influence)
+    refused: bool = False  # the plan has an error, so that the job has no speed
 
     @functools.cached_property
     def counts(self) -> tuple[Count, ...]:
@@ -71,7 +72,7 @@ def plan(case: Case) -> Plan:
     refused = any(finding.severity == "error" for finding in found)
     try:
         shape = read(case.arguments, case.world_size, case.release)
-        return Plan(Shaped(case, shape, stages.split(shape), unknown), tuple(found))
+        return Plan(Shaped(case, shape, stages.split(shape), unknown, refused), tuple(found))
     except (ValueError, ArithmeticError, LookupError) as error:
         if (
             not refused and "parameters" not in unknown

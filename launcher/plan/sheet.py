@@ -22,7 +22,7 @@ def sheet(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     """
     try:
         lines = [*structure(made, site), *_size(made), *_needs(made, site, everything)]
-        if "FLOPs" not in made.unknown:
+        if "FLOPs" not in made.unknown and not made.refused:
             lines += _published(made, site)
         return [*lines, *projected.lines(made, site, everything)]
     except (ValueError, ArithmeticError, LookupError) as error:

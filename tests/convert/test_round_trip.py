@@ -26,7 +26,7 @@ CASES = [
     (
         "deepseek-v3",
         "legacy",
-        {"TP": 2, "PP": 2, "EP": 2},
+        {"TP": 2, "PP": 2, "EP": 2, "VPP": 2},
         (
             "--pipeline-model-parallel-layout",
             "Ett|t|t|mL",

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.config.parallelism import Sizes
 from launcher.job import checkpoints
-from launcher.job.checkpoints import Sizes
 from tests.run.test_start import READY
 from tests.support.launching import launch, preview
 
@@ -35,9 +35,13 @@ def distributed(path: Path, size: int = 10) -> Path:
     return path
 
 
-def legacy(path: Path, sizes: Sizes) -> Path:
+def sizes(tensor: int, pipeline: int, expert: int, expert_tensor: int | None = None) -> Sizes:
+    return Sizes(tensor, pipeline, 1, expert, expert_tensor or tensor)
+
+
+def legacy(path: Path, of: Sizes) -> Path:
     """Make a folder that looks like a whole legacy checkpoint."""
-    for name in sizes.folders():
+    for name in checkpoints.legacy_folders(of):
         (path / name).mkdir(parents=True)
         (path / name / checkpoints.LEGACY_FILE).write_text("x")
     return path
@@ -56,11 +60,20 @@ def objection(**variables: str) -> str:
     return line
 
 
-def test_sizes_of_a_legacy_checkpoint():
-    assert Sizes(2, 1, 1).folders() == ["mp_rank_00", "mp_rank_01"]
-    assert Sizes(1, 2, 1).folders() == ["mp_rank_00_000", "mp_rank_00_001"]
-    assert Sizes(1, 1, 2).folders() == ["mp_rank_00_000", "mp_rank_00_001"]
-    assert Sizes(2, 2, 2).folders()[5] == "mp_rank_01_000_001"
+def test_folders_of_a_legacy_checkpoint():
+    def folders(*numbers: int) -> list[str]:
+        return checkpoints.legacy_folders(sizes(*numbers))
+
+    assert folders(2, 1, 1) == ["mp_rank_00", "mp_rank_01"]
+    assert folders(1, 2, 1) == ["mp_rank_00_000", "mp_rank_00_001"]
+    assert folders(1, 1, 2) == ["mp_rank_00_000", "mp_rank_00_001"]
+    # With experts split over TP too, each rank of TP meets each rank of EP; else only its own.
+    assert folders(2, 1, 2, 2) == [f"mp_rank_0{tp}_00{ep}" for tp in range(2) for ep in range(2)]
+    assert folders(2, 1, 2, 1) == ["mp_rank_00_000", "mp_rank_01_001"]
+    assert folders(2, 1, 4, 1) == [
+        f"mp_rank_0{tp}_00{ep}" for tp, ep in ((0, 0), (0, 2), (1, 1), (1, 3))
+    ]
+    assert len(folders(4, 2, 2, 1)) == 8
 
 
 @pytest.mark.parametrize("said", ["", "13x", "-1", "iter_0000010", "\0\0"])
@@ -68,32 +81,32 @@ def test_a_tracker_that_names_no_iteration(tmp_path: Path, said: str):
     track(tmp_path, said)
     distributed(tmp_path / "iter_0000010")
     assert "which is neither an iteration nor 'release'" in checkpoints.flaw(
-        tmp_path, Sizes(1, 1, 1)
+        tmp_path, sizes(1, 1, 1)
     )
     assert checkpoints.newest_whole(tmp_path) == 10
 
 
 def test_what_is_not_whole(tmp_path: Path):
-    sizes = Sizes(1, 1, 1)
-    assert checkpoints.flaw(tmp_path / "absent", sizes) == "there is no such folder"
-    assert "there is no latest_checkpointed" in checkpoints.flaw(tmp_path, sizes)
+    alone = sizes(1, 1, 1)
+    assert checkpoints.flaw(tmp_path / "absent", alone) == "there is no such folder"
+    assert "there is no latest_checkpointed" in checkpoints.flaw(tmp_path, alone)
     track(tmp_path, "10\n")
-    assert checkpoints.flaw(tmp_path, sizes) == "iter_0000010 is not there"
+    assert checkpoints.flaw(tmp_path, alone) == "iter_0000010 is not there"
     path = distributed(tmp_path / "iter_0000010")
-    assert checkpoints.flaw(tmp_path, sizes) == ""
-    assert checkpoints.flaw(tmp_path, sizes, step="20") == "iter_0000020 is not there"
+    assert checkpoints.flaw(tmp_path, alone) == ""
+    assert checkpoints.flaw(tmp_path, alone, step="20") == "iter_0000020 is not there"
     (path / "__0_0.distcp").write_bytes(b"x" * 4)
     assert (
-        checkpoints.flaw(tmp_path, sizes) == "iter_0000010 has only 4 of 10 bytes of __0_0.distcp"
+        checkpoints.flaw(tmp_path, alone) == "iter_0000010 has only 4 of 10 bytes of __0_0.distcp"
     )
     (path / "__0_0.distcp").unlink()
-    assert checkpoints.flaw(tmp_path, sizes) == "iter_0000010 lacks __0_0.distcp"
+    assert checkpoints.flaw(tmp_path, alone) == "iter_0000010 lacks __0_0.distcp"
     (path / ".metadata").write_bytes(b"\x80\x04half")
-    assert "lacks a readable .metadata" in checkpoints.flaw(tmp_path, sizes)
+    assert "lacks a readable .metadata" in checkpoints.flaw(tmp_path, alone)
     (path / ".metadata").write_bytes(b"")
-    assert "has an empty .metadata" in checkpoints.flaw(tmp_path, sizes)
+    assert "has an empty .metadata" in checkpoints.flaw(tmp_path, alone)
     (path / ".metadata").unlink()
-    assert "has no .metadata: its writing was cut off" in checkpoints.flaw(tmp_path, sizes)
+    assert "has no .metadata: its writing was cut off" in checkpoints.flaw(tmp_path, alone)
 
 
 def test_an_index_runs_nothing(tmp_path: Path):
@@ -101,19 +114,19 @@ def test_an_index_runs_nothing(tmp_path: Path):
     (path / ".metadata").write_bytes(
         b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path) + b"/pwned'\ntR."
     )
-    checkpoints.incomplete(path, Sizes(1, 1, 1))
+    checkpoints.incomplete(path, sizes(1, 1, 1))
     assert not (tmp_path / "pwned").exists()
 
 
 def test_legacy_checkpoints_belong_to_their_sizes(tmp_path: Path):
     track(tmp_path, "release")
-    path = legacy(tmp_path / "release", Sizes(1, 1, 2))
-    assert checkpoints.flaw(tmp_path, Sizes(1, 1, 2)) == ""
-    said = checkpoints.flaw(tmp_path, Sizes(4, 1, 1))
+    path = legacy(tmp_path / "release", sizes(1, 1, 2))
+    assert checkpoints.flaw(tmp_path, sizes(1, 1, 2)) == ""
+    said = checkpoints.flaw(tmp_path, sizes(4, 1, 1))
     assert "is a legacy checkpoint of 2 model-parallel ranks (mp_rank_00_000 …)" in said
     assert "TP4 PP1 EP1 needs 4 (mp_rank_00 …)" in said
     (path / "mp_rank_00_001" / checkpoints.LEGACY_FILE).write_text("")
-    assert "lacks mp_rank_00_001/model_optim_rng.pt" in checkpoints.flaw(tmp_path, Sizes(1, 1, 2))
+    assert "lacks mp_rank_00_001/model_optim_rng.pt" in checkpoints.flaw(tmp_path, sizes(1, 1, 2))
 
 
 def test_a_load_path_that_cannot_be_read_stops_the_submission(tmp_path: Path):
@@ -132,7 +145,7 @@ def test_a_load_path_that_cannot_be_read_stops_the_submission(tmp_path: Path):
     assert "holds '', which is neither" in line
     assert "(--ckpt-step 10 reads a whole one)" in line
     track(load, "release")
-    legacy(load / "release", Sizes(1, 1, 1))
+    legacy(load / "release", sizes(1, 1, 1))
     line = objection(LOAD_PATH=str(load), MODEL="Mixtral-8x7B", TP="4", PP="1", VPP="1", EP="1")
     assert "is a legacy checkpoint of 1 model-parallel rank (mp_rank_00)" in line
 

@@ -162,7 +162,7 @@ def test_sheet_shows_the_projection_and_its_anchor():
 def test_dispatcher_is_a_difference():
     """All-to-all does not get HybridEP's figure."""
     seen = preview(
-        MODEL="Qwen3-235B-A22B", GPU="GB200", DISPATCHER="alltoall", GB200_CLUSTER="1"
+        MODEL="Qwen3-235B-A22B", GPU="GB200", DISPATCHER="alltoall", GB200_CLUSTER="1", NNODES="64"
     ).stderr
     assert "dispatcher alltoall instead of hybridep" in seen
     assert "measured: " not in seen

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Calibration:
 
 def read(path: Path | None) -> Calibration:
     """Return the content of a file; without one, the fitted constants. Raises UsageError."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return Calibration(fitted())
     found = load(path)
     measured = found.get("constants", {})
@@ -52,7 +53,7 @@ def read(path: Path | None) -> Calibration:
 
 def load(path: Path) -> dict[str, Any]:
     """Return a file's content, empty where there is none. Raises UsageError for a broken one."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

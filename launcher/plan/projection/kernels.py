@@ -93,7 +93,7 @@ def _product(one: Product, rates: Kernels, out: int) -> float:
     moved = (
         operand * (one.rows * one.inner + one.inner * one.columns) + out * one.rows * one.columns
     )
-    if not one.rows:
+    if not one.operations:
         return 0.0
     full = rate * one.rows / (one.rows + HALF_ROWS) * one.inner / (one.inner + rates.depth)
     return one.operations / full + one.count * moved / rates.weights

@@ -29,6 +29,8 @@ PARTS = {
     "scale": "slowest GPU and age of the software",
 }
 SHOWN = ("host", "pipeline", "expert")
+MOST = 10**18  # tokens; no training is that long
+DIGITS = 20  # more than MOST has
 LEAST = 0.01  # share of a step below which a part is not shown
 
 
@@ -44,7 +46,7 @@ def expectation(made: Shaped, site: Site, apart_from: Path | None = None) -> Exp
 
     Of the cluster's own runs the one in the folder `apart_from` does not count.
     """
-    if site.gpu is None or site.gpu not in GPUS or made.unknown:
+    if site.gpu is None or site.gpu not in GPUS or made.unknown or made.refused:
         return None
     known = calibration.read(site.calibration)
     if apart_from is not None:
@@ -62,14 +64,16 @@ def expectation(made: Shaped, site: Site, apart_from: Path | None = None) -> Exp
 
 
 def nearest(made: Shaped, site: Site) -> Result | None:
-    """Return the published measurement most like a planned job."""
+    """Return the published measurement most like a planned job; None for a refused one."""
+    if made.refused:
+        return None
     model = architectures.name(made.shape.model)
     return published.nearest(model, site.gpu, made.shape, how(made, site))
 
 
 def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     """Return the sheet's lines: what a step takes, how sure that is, and what it is spent on."""
-    if made.unknown and site.gpu:
+    if made.unknown and site.gpu and not made.refused:
         return ["projected  nothing: a flag of the job is not modelled"]
     found = expectation(made, site)
     if found is None:
@@ -112,16 +116,18 @@ def _anchored(found: Expectation) -> str:
 
 
 def training_tokens(made: Shaped) -> int | None:
-    """Return the tokens that a job's arguments train for."""
+    """Return the tokens that a job's arguments train for, None without a believable number."""
     shape = made.shape
     arguments = made.case.arguments
     samples = value(arguments, "--train-samples")
     steps = value(arguments, "--train-iters")
-    if samples is not None and samples.isdigit():
-        return int(samples) * shape.training.sequence
-    if steps is not None and steps.isdigit():
-        return int(steps) * shape.training.global_batch * shape.training.sequence
-    return None
+    if samples is not None and samples.isdecimal():
+        tokens = int(samples[:DIGITS]) * shape.training.sequence
+    elif steps is not None and steps.isdecimal():
+        tokens = int(steps[:DIGITS]) * shape.training.global_batch * shape.training.sequence
+    else:
+        return None
+    return tokens if tokens < MOST else None
 
 
 def _whole(made: Shaped, rate: float) -> list[str]:
