@@ -246,7 +246,7 @@ flaw() {
   '' | *[!0-9]*) echo "$1/$tracker holds '$iteration', which is no iteration" && return ;;
   *) folder=$1/$(printf 'iter_%07d' "$((10#$iteration))") ;;
   esac
-  whole "$folder" || echo "$folder is not there, not whole, or not of TP16 PP2 EP64"
+  whole "$folder" || echo "$folder is not there, not whole, or not of TP16 PP2 EP64 ETP1"
 }
 
 # Let a folder's tracker name its newest whole checkpoint, if the one that it names is not whole.
