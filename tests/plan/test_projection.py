@@ -99,7 +99,7 @@ def test_natural_routing_is_slower_than_forced_balance():
 
 def test_layers_of_a_kind_take_the_same():
     read = shape.read(base(), 256)
-    job = layers.job(
+    job = layers.workload(
         read, execution.read(base(), {}, 2026.5), constants.GPUS["H100"], constants.fitted()
     )
     one = stages.Layer(3, True, False, False)

@@ -102,7 +102,7 @@ NOTHING = Passes(Parts(), Parts())
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What all layers of a job share."""
 
     shape: Shape
@@ -145,10 +145,10 @@ class Job:
         return (host.even(host.REPLAY) if self.graphed(*names) else count) * self.operation
 
 
-def job(shape: Shape, execution: Execution, gpu: Known, constants: Constants) -> Job:
+def workload(shape: Shape, execution: Execution, gpu: Known, constants: Constants) -> Workload:
     """Return what the layers of a job share."""
     operation = constants.op_grace if gpu.grace else constants.op_x86
-    return Job(
+    return Workload(
         shape=shape,
         execution=execution,
         constants=constants,
@@ -159,26 +159,26 @@ def job(shape: Shape, execution: Execution, gpu: Known, constants: Constants) ->
     )
 
 
-def chunk(one: Job, held: Chunk, layers: dict[str, Passes]) -> Passes:
+def chunk(work: Workload, held: Chunk, layers: dict[str, Passes]) -> Passes:
     """Return the passes of a model chunk; `layers` are those of each kind of layer."""
     found = NOTHING
     for kind, times in Counter(each.kind for each in held.layers).items():
         found += layers[kind] * times
     if held.embedding or held.embedding_copy:
-        found += _embedding(one)
+        found += _embedding(work)
     if held.loss:
-        found += loss(one) * (1 + one.shape.model.mtp)
+        found += loss(work) * (1 + work.shape.model.mtp)
     return found
 
 
-def turn(one: Job, passes: Passes) -> float:
+def turn(work: Workload, passes: Passes) -> float:
     """Return the seconds of a forward and a backward pass in the steady part of a step."""
-    if one.shape.training.overlap_experts:
-        return sum(pair(one, passes))
+    if work.shape.training.overlap_experts:
+        return sum(pair(work, passes))
     return passes.forward.seconds + passes.backward.seconds
 
 
-def pair(one: Job, each: Passes) -> tuple[float, float]:
+def pair(work: Workload, each: Passes) -> tuple[float, float]:
     """Return a forward and a backward pass's seconds where they run in turns, layer by layer.
 
     One hides a share of the other's expert communication. The CPU issues both, and more.
@@ -187,42 +187,42 @@ def pair(one: Job, each: Passes) -> tuple[float, float]:
     alone = each.forward.seconds + each.backward.seconds
     if not both.expert or not alone:
         return each.forward.seconds, each.backward.seconds
-    host = both.host * (1 + one.constants.overlap_ops)
-    seconds = together(both.computing + both.expert - hidden(one, both), host) + both.sync
+    host = both.host * (1 + work.constants.overlap_ops)
+    seconds = together(both.computing + both.expert - hidden(work, both), host) + both.sync
     share = each.forward.seconds / alone
     return seconds * share, seconds * (1 - share)
 
 
-def hidden(one: Job, both: Parts) -> float:
+def hidden(work: Workload, both: Parts) -> float:
     """Return the seconds of expert communication that overlap hides."""
-    return min(min(1.0, one.constants.hidden) * both.expert, both.computing)
+    return min(min(1.0, work.constants.hidden) * both.expert, both.computing)
 
 
-def layer(one: Job, kind: Layer) -> Passes:
+def layer(work: Workload, kind: Layer) -> Passes:
     """Return the passes of a layer, with what is computed again before its backward pass."""
-    modules = {**_attention(one, kind), **(_moe(one) if kind.moe else _dense(one))}
+    modules = {**_attention(work, kind), **(_moe(work) if kind.moe else _dense(work))}
     if kind.mtp:
-        hidden = one.shape.model.hidden
-        projection = Product(one.tokens, 2 * hidden, hidden // one.shape.parallel.tensor)
+        hidden = work.shape.model.hidden
+        projection = Product(work.tokens, 2 * hidden, hidden // work.shape.parallel.tensor)
         modules["mtp"] = _module(
-            one, (projection,), 8 * one.own * hidden, 6, one.cpu(host.even(24))
+            work, (projection,), 8 * work.own * hidden, 6, work.cpu(host.even(24))
         )
     whole = functools.reduce(Passes.__add__, modules.values(), NOTHING)
-    training = one.shape.training
+    training = work.shape.training
     if training.recompute == "full":
-        share = _recomputed(one)
+        share = _recomputed(work)
         return Passes(whole.forward, whole.backward + whole.forward * share)
     again = (modules[name] for name in _again(training.recompute_modules) if name in modules)
     backward = sum((each.forward for each in again), whole.backward)
     return Passes(whole.forward, backward)
 
 
-def _recomputed(one: Job) -> float:
+def _recomputed(work: Workload) -> float:
     """Return the share of layers that full recomputation computes again."""
-    training = one.shape.training
+    training = work.shape.training
     if training.recompute_method != "block":
         return 1.0
-    layers = one.shape.model.layers / one.shape.parallel.pipeline
+    layers = work.shape.model.layers / work.shape.parallel.pipeline
     return min(1.0, training.recompute_layers / layers)
 
 
@@ -235,7 +235,7 @@ def _again(names: Iterable[str]) -> set[str]:
 
 
 def _module(
-    one: Job,
+    work: Workload,
     products: tuple[Product, ...],
     moved: float,
     small: float,
@@ -250,21 +250,21 @@ def _module(
     pass moves half as much again; `small` is the number of its kernels; `speed` multiplies the
     time of its products.
     """
-    gradient = one.shape.training.gradient_bytes
-    there = [kernels.forward(each, one.rates) for each in products]
-    back = [kernels.backward(each, one.rates, gradient) for each in products]
-    least = small * one.constants.kernel
+    gradient = work.shape.training.gradient_bytes
+    there = [kernels.forward(each, work.rates) for each in products]
+    back = [kernels.backward(each, work.rates, gradient) for each in products]
+    least = small * work.constants.kernel
     return Passes(
         Parts(
             products=sum(seconds for seconds, _ in there) * speed,
-            memory=moved / one.rates.memory + least,
+            memory=moved / work.rates.memory + least,
             quantize=sum(seconds for _, seconds in there) * speed,
             tensor=tensor[0],
             host=cpu.forward,
         ),
         Parts(
             products=sum(seconds for seconds, _ in back) * speed,
-            memory=1.5 * moved / one.rates.memory + least,
+            memory=1.5 * moved / work.rates.memory + least,
             quantize=sum(seconds for _, seconds in back) * speed,
             tensor=tensor[1],
             host=cpu.backward,
@@ -272,52 +272,52 @@ def _module(
     )
 
 
-def _tensor(one: Job) -> tuple[float, float]:
+def _tensor(work: Workload) -> tuple[float, float]:
     """Return the seconds of tensor parallelism's collectives around two products.
 
     With sequence parallelism: gather and scatter forward; backward also the gathering again of
     the input, half of which the other product hides.
     """
-    parallel, model = one.shape.parallel, one.shape.model
-    each = network.collective(one.network, one.tokens * model.hidden * 2, parallel.tensor)
+    parallel, model = work.shape.parallel, work.shape.model
+    each = network.collective(work.network, work.tokens * model.hidden * 2, parallel.tensor)
     if not parallel.sequence:
         each *= 2  # all-reduce
-    if one.execution.overlap_tensor:
+    if work.execution.overlap_tensor:
         each *= 0.5
     return 2 * each, 2.5 * each
 
 
-def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
-    if kind.linear and one.shape.model.linear_attention is not None:
-        return _linear_attention(one)
-    model, parallel = one.shape.model, one.shape.parallel
-    attention, constants = model.attention, one.constants
-    tokens, split, hidden = one.tokens, parallel.tensor, model.hidden
-    cpu = one.cpu(
+def _attention(work: Workload, kind: Layer) -> dict[str, Passes]:
+    if kind.linear and work.shape.model.linear_attention is not None:
+        return _linear_attention(work)
+    model, parallel = work.shape.model, work.shape.parallel
+    attention, constants = model.attention, work.constants
+    tokens, split, hidden = work.tokens, parallel.tensor, model.hidden
+    cpu = work.cpu(
         host.attention(
-            attention.latent, attention.q_rank is not None, attention.qk_norm, one.fp8_ops
+            attention.latent, attention.q_rank is not None, attention.qk_norm, work.fp8_ops
         ),
         "attn",
     )
-    norms = 10.0 * one.own * hidden
+    norms = 10.0 * work.own * hidden
     found = {}
     if attention.latent:
         q_width = attention.heads * (attention.qk_dim + attention.rope_dim) // split
         kv_width = attention.heads * (attention.qk_dim + attention.v_dim) // split
         out = attention.heads * attention.v_dim // split
-        down = [Product(one.own, hidden, attention.kv_rank + attention.rope_dim)]
+        down = [Product(work.own, hidden, attention.kv_rank + attention.rope_dim)]
         up = [Product(tokens, attention.kv_rank, kv_width)]
         if attention.q_rank:
-            down.append(Product(one.own, hidden, attention.q_rank))
+            down.append(Product(work.own, hidden, attention.q_rank))
             up.append(Product(tokens, attention.q_rank, q_width))
         else:
             up.append(Product(tokens, hidden, q_width))
         # The fused kernel turns a third of the queries in place, and writes keys and values anew.
         turned = q_width * 1.5 + kv_width * 4.5
-        shaping = tokens * (turned if one.execution.fused_rope else (q_width + kv_width) * 8.0)
-        found["mla_up_proj"] = _module(one, tuple(up), shaping, 14, cpu * 0.5)
+        shaping = tokens * (turned if work.execution.fused_rope else (q_width + kv_width) * 8.0)
+        found["mla_up_proj"] = _module(work, tuple(up), shaping, 14, cpu * 0.5)
         products = (*down, Product(tokens, out, hidden))
-        found["attention"] = _module(one, products, 0.0, 8, cpu * 0.4, tensor=_tensor(one))
+        found["attention"] = _module(work, products, 0.0, 8, cpu * 0.4, tensor=_tensor(work))
         heads, qk, v = (
             attention.heads / split,
             attention.qk_dim + attention.rope_dim,
@@ -331,16 +331,16 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
         shaping = tokens * (queries + keys) * (4.0 + 4.0 * attention.qk_norm)
         shaping += tokens * queries * 6.0 * attention.output_gate
         products = (Product(tokens, hidden, qkv), Product(tokens, queries, hidden))
-        found["attention"] = _module(one, products, shaping, 10, cpu * 0.8, tensor=_tensor(one))
+        found["attention"] = _module(work, products, shaping, 10, cpu * 0.8, tensor=_tensor(work))
         heads, qk, v = attention.heads / split, attention.head_dim, attention.head_dim
         kv = 2 * keys
-    found["layernorm"] = _module(one, (), norms, 4, cpu * 0.05)
-    training = one.shape.training
+    found["layernorm"] = _module(work, (), norms, 4, cpu * 0.05)
+    training = work.shape.training
     pairs = tokens * training.sequence / 2
-    seconds, back = kernels.core(pairs, heads, qk, v, one.rates)
+    seconds, back = kernels.core(pairs, heads, qk, v, work.rates)
     # A rank's keys and values pass through all others while it works on those it has.
     size = tokens * kv * 2.0 * parallel.context
-    ring = network.collective(one.network, size, parallel.context) if parallel.context > 1 else 0.0
+    ring = network.collective(work.network, size, parallel.context) if parallel.context > 1 else 0.0
     waits = [
         max(0.0, ring * share - hidden_) + 0.1 * ring
         for share, hidden_ in ((1, seconds), (2, back))
@@ -354,26 +354,26 @@ def _attention(one: Job, kind: Layer) -> dict[str, Passes]:
     return found
 
 
-def _linear_attention(one: Job) -> dict[str, Passes]:
-    model, split = one.shape.model, one.shape.parallel.tensor
+def _linear_attention(work: Workload) -> dict[str, Passes]:
+    model, split = work.shape.model, work.shape.parallel.tensor
     net = model.linear_attention
     assert net is not None
     width = (2 * net.keys + 2 * net.values + 2 * net.value_heads) // split
     products = (
-        Product(one.tokens, model.hidden, width),
-        Product(one.tokens, net.values // split, model.hidden),
+        Product(work.tokens, model.hidden, width),
+        Product(work.tokens, net.values // split, model.hidden),
     )
     # The recurrence works on blocks of tokens; its small products reach little of the peak.
-    operations = 2.0 * one.tokens * net.value_heads * net.value_dim * net.key_dim * 4 / split
-    state = operations / (one.rates.bf16 * 0.15)
-    moved = 10.0 * one.own * model.hidden + one.tokens * width * 16.0
-    cpu = one.cpu(host.linear_attention(one.fp8_ops), "attn")
-    found = _module(one, products, moved, 40, cpu, tensor=_tensor(one))
+    operations = 2.0 * work.tokens * net.value_heads * net.value_dim * net.key_dim * 4 / split
+    state = operations / (work.rates.bf16 * 0.15)
+    moved = 10.0 * work.own * model.hidden + work.tokens * width * 16.0
+    cpu = work.cpu(host.linear_attention(work.fp8_ops), "attn")
+    found = _module(work, products, moved, 40, cpu, tensor=_tensor(work))
     return {"attention": found + Passes(Parts(attention=state), Parts(attention=2.5 * state))}
 
 
-def _feed(one: Job, rows: float, width: int, count: int = 1) -> tuple[Product, Product]:
-    model = one.shape.model
+def _feed(work: Workload, rows: float, width: int, count: int = 1) -> tuple[Product, Product]:
+    model = work.shape.model
     inner = (model.experts.latent or model.hidden) if count > 1 and model.experts else model.hidden
     return (
         Product(rows, inner, width * (1 + model.gated), count),
@@ -381,53 +381,55 @@ def _feed(one: Job, rows: float, width: int, count: int = 1) -> tuple[Product, P
     )
 
 
-def _dense(one: Job) -> dict[str, Passes]:
-    model = one.shape.model
-    width = model.ffn // one.shape.parallel.tensor
-    moved = 10.0 * one.own * model.hidden + one.tokens * width * 6.0
-    cpu = one.cpu(host.dense(one.fp8_ops), "mlp")
-    feed = _feed(one, one.tokens, width)
-    return {"mlp": _module(one, feed, moved, 5, cpu, tensor=_tensor(one))}
+def _dense(work: Workload) -> dict[str, Passes]:
+    model = work.shape.model
+    width = model.ffn // work.shape.parallel.tensor
+    moved = 10.0 * work.own * model.hidden + work.tokens * width * 6.0
+    cpu = work.cpu(host.dense(work.fp8_ops), "mlp")
+    feed = _feed(work, work.tokens, width)
+    return {"mlp": _module(work, feed, moved, 5, cpu, tensor=_tensor(work))}
 
 
-def load(one: Job, moe: Experts) -> float:
+def load(work: Workload, moe: Experts) -> float:
     """Return the tokens of the fullest rank, of its even share."""
-    ranks = one.shape.parallel.expert
-    excess = 0.0 if moe.balanced or ranks == 1 else one.constants.imbalance
+    ranks = work.shape.parallel.expert
+    excess = 0.0 if moe.balanced or ranks == 1 else work.constants.imbalance
     # More experts are harder to balance; a bias for each, moved every step, balances them best.
     excess *= (moe.count / 128) ** 0.5 * (0.3 if moe.score_bias else 1.0)
     if moe.capacity_factor is None:
         return 1 + excess
-    return moe.capacity_factor if one.execution.padded else min(1 + excess, moe.capacity_factor)
+    return moe.capacity_factor if work.execution.padded else min(1 + excess, moe.capacity_factor)
 
 
-def _moe(one: Job) -> dict[str, Passes]:
-    model, parallel, execution = one.shape.model, one.shape.parallel, one.execution
-    moe, constants = model.experts, one.constants
+def _moe(work: Workload) -> dict[str, Passes]:
+    model, parallel, execution = work.shape.model, work.shape.parallel, work.execution
+    moe, constants = model.experts, work.constants
     assert moe is not None
     width = moe.latent or model.hidden
     local = max(1, moe.count // parallel.expert)
-    full = load(one, moe)
-    arrived = one.own * moe.top_k * parallel.expert_tensor * full
+    full = load(work, moe)
+    arrived = work.own * moe.top_k * parallel.expert_tensor * full
     ffn = max(1, moe.ffn // parallel.expert_tensor)
-    dispatcher = one.shape.training.dispatcher
+    dispatcher = work.shape.training.dispatcher
 
-    norms = 10.0 * one.own * model.hidden + one.own * moe.count * 24.0
+    norms = 10.0 * work.own * model.hidden + work.own * moe.count * 24.0
     choosing = host.router(execution.fused_router, constants.router_ops)
-    cpu = one.cpu(choosing * 0.6, "moe_router") + one.cpu(choosing * 0.4, "moe_preprocess")
-    router = Product(one.own, model.hidden, moe.count, half=True)
-    found = {"router": _module(one, (router,), norms, choosing.forward * 0.6, cpu)}
+    cpu = work.cpu(choosing * 0.6, "moe_router") + work.cpu(choosing * 0.4, "moe_preprocess")
+    router = Product(work.own, model.hidden, moe.count, half=True)
+    found = {"router": _module(work, (router,), norms, choosing.forward * 0.6, cpu)}
 
     # Tokens are put in the order of their experts, and back.
     times = {"hybridep": 0.5, "deepep": 1.0}.get(dispatcher, 2.0)
     times *= 1.0 if execution.fused_permute else 2.0
     moved = times * arrived * width * 7.0
     calls = host.dispatch(dispatcher, execution.fused_permute)
-    cpu = host.NOTHING if execution.graphs == "full" else calls * one.operation
-    carried = _module(one, (), moved, 10 * times, cpu)
+    cpu = host.NOTHING if execution.graphs == "full" else calls * work.operation
+    carried = _module(work, (), moved, 10 * times, cpu)
     ranks = parallel.expert * parallel.expert_tensor
     limit = execution.groups_chosen or moe.top_k
-    each = network.exchange(one.network, one.own * full, width, ranks, moe.top_k, dispatcher, limit)
+    each = network.exchange(
+        work.network, work.own * full, width, ranks, moe.top_k, dispatcher, limit
+    )
     if parallel.expert == 1 and parallel.expert_tensor == 1:
         each = 0.0
     waiting = constants.sync if execution.graphs != "full" and not execution.padded else 0.0
@@ -436,23 +438,25 @@ def _moe(one: Job) -> dict[str, Passes]:
     )
 
     grouped = execution.grouped
-    calls = host.experts(local, grouped, execution.fused_experts, one.fp8_ops, constants.expert_ops)
-    cpu = host.NOTHING if execution.graphs == "full" else calls * one.operation
+    calls = host.experts(
+        local, grouped, execution.fused_experts, work.fp8_ops, constants.expert_ops
+    )
+    cpu = host.NOTHING if execution.graphs == "full" else calls * work.operation
     speed = constants.fused if execution.fused_experts else 1.0
-    feed = _feed(one, arrived / local, ffn, local)
-    found["experts"] = _module(one, feed, 0.0, 2 + local * (0 if grouped else 4), cpu, speed=speed)
-    bytes_ = 6.0 if one.shape.training.fused_activation else 14.0
-    found["moe_act"] = _module(one, (), arrived * ffn * bytes_ * speed, 1, host.NOTHING)
+    feed = _feed(work, arrived / local, ffn, local)
+    found["experts"] = _module(work, feed, 0.0, 2 + local * (0 if grouped else 4), cpu, speed=speed)
+    bytes_ = 6.0 if work.shape.training.fused_activation else 14.0
+    found["moe_act"] = _module(work, (), arrived * ffn * bytes_ * speed, 1, host.NOTHING)
     if moe.shared_ffn:
         shared = moe.shared_ffn // parallel.tensor
-        cpu = one.cpu(host.shared_expert(moe.shared_gate, one.fp8_ops), "moe_router")
+        cpu = work.cpu(host.shared_expert(moe.shared_gate, work.fp8_ops), "moe_router")
         each_ = _module(
-            one,
-            _feed(one, one.tokens, shared),
-            one.tokens * shared * 6.0,
+            work,
+            _feed(work, work.tokens, shared),
+            work.tokens * shared * 6.0,
             3,
             cpu,
-            tensor=_tensor(one),
+            tensor=_tensor(work),
         )
         if moe.shared_overlap:
             hidden = 0.8 * each
@@ -464,16 +468,16 @@ def _moe(one: Job) -> dict[str, Passes]:
     return found
 
 
-def _embedding(one: Job) -> Passes:
-    moved = 6.0 * one.own * one.shape.model.hidden
-    return _module(one, (), moved, 4, one.cpu(host.even(15)))
+def _embedding(work: Workload) -> Passes:
+    moved = 6.0 * work.own * work.shape.model.hidden
+    return _module(work, (), moved, 4, work.cpu(host.even(15)))
 
 
-def loss(one: Job) -> Passes:
+def loss(work: Workload) -> Passes:
     """Return output layer and cross entropy: logits are written once and read in FP32."""
-    model = one.shape.model
-    width = model.vocabulary // one.shape.parallel.tensor
-    product = Product(one.tokens, model.hidden, width, half=True)
-    moved = one.tokens * width * 12.0
-    cpu = host.NOTHING if one.execution.graphs == "full" else host.even(30) * one.operation
-    return _module(one, (product,), moved, 10, cpu)
+    model = work.shape.model
+    width = model.vocabulary // work.shape.parallel.tensor
+    product = Product(work.tokens, model.hidden, width, half=True)
+    moved = work.tokens * width * 12.0
+    cpu = host.NOTHING if work.execution.graphs == "full" else host.even(30) * work.operation
+    return _module(work, (product,), moved, 10, cpu)

@@ -205,7 +205,7 @@ def _costs(
         recompute="full" if modules == ("full",) else "selective" if modules else None,
         recompute_modules=frozenset() if modules == ("full",) else frozenset(modules),
     )
-    job = layers.job(
+    work = layers.workload(
         dataclasses.replace(start, parallel=parallel, training=training),
         task.execution,
         GPUS[task.gpu],
@@ -217,12 +217,12 @@ def _costs(
     for number in range(model.layers):
         kind = stages.Layer(number, model.moe[number], model.linear[number], False)
         if kind.kind not in kinds:
-            kinds[kind.kind] = layers.turn(job, layers.layer(job, kind))
+            kinds[kind.kind] = layers.turn(work, layers.layer(work, kind))
         costs.append(kinds[kind.kind])
-    extra = layers.turn(job, layers.loss(job)) * (1 + model.mtp)
+    extra = layers.turn(work, layers.loss(work)) * (1 + model.mtp)
     if model.mtp_built:
         last = stages.mtp_layer(model, 0)
-        extra += model.mtp_built * layers.turn(job, layers.layer(job, last))
+        extra += model.mtp_built * layers.turn(work, layers.layer(work, last))
     return costs, extra
 
 
