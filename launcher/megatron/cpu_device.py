@@ -243,6 +243,13 @@ def _patch_tensors() -> None:
             return type_of(self).replace("torch.", "torch.cuda.", 1)
         return type_of(self, dtype, *args, **kwargs)
 
+    context = torch.utils._device.DeviceContext
+    begin = context.__init__
+
+    def on_cpu(self: Any, device: Any) -> None:  # `with torch.device(…)`, in releases before 0.17
+        begin(self, torch.device(_cpu_for(device)))
+
+    context.__init__ = on_cpu
     torch.Tensor.to, torch.Tensor.type = to_cpu, cuda_type
     torch.Tensor.cuda = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
     torch.Tensor.record_stream = _returns(None)

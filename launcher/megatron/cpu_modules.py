@@ -24,6 +24,8 @@ def install() -> None:
     _provide_norms()
     _provide_attention()
     _provide_mla_projections()
+    _provide_experts()
+    _provide_what_older_releases_forget()
     _provide_recomputation()
     _provide_adam()
     _read_checkpoints_of_transformer_engine()
@@ -214,19 +216,54 @@ def _provide_mla_projections() -> None:
     from megatron.core.models.gpt import gpt_layer_specs
     from megatron.core.transformer import multi_latent_attention
 
-    original = gpt_layer_specs.get_gpt_layer_local_submodules
+    # Releases before 0.17 have the specification only, with these submodules inside.
+    name = "get_gpt_layer_local_submodules"
+    if not hasattr(gpt_layer_specs, name):
+        name = "get_gpt_layer_local_spec"
+    original = getattr(gpt_layer_specs, name)
 
     @functools.wraps(original)
-    def get_gpt_layer_local_submodules(*args: Any, **kwargs: Any) -> Any:
-        layer = original(*args, **kwargs)
+    def undivided(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        layer = getattr(found, "submodules", found)
         attention = layer.self_attention.submodules
         if hasattr(attention, "linear_kv_down_proj"):
             attention.linear_q_down_proj = attention.linear_kv_down_proj = DuplicatedLinear
-        return layer
+        return found
 
-    gpt_layer_specs.get_gpt_layer_local_submodules = get_gpt_layer_local_submodules
+    setattr(gpt_layer_specs, name, undivided)
     # Megatron asks for a duplicated layer only where the class has this name.
     multi_latent_attention.TELinear = DuplicatedLinear
+
+
+def _provide_experts() -> None:
+    """Build local experts one by one, as from 0.17 on; before, they need the grouped_gemm package."""
+    from megatron.core.models import backends
+
+    original = backends.LocalSpecProvider.grouped_mlp_modules
+
+    def one_by_one(self: Any, grouped: bool, *others: bool) -> Any:
+        return original(self, False, *(False for _ in others))
+
+    backends.LocalSpecProvider.grouped_mlp_modules = one_by_one
+
+
+def _provide_what_older_releases_forget() -> None:
+    """Keep 0.15's mock tokens in the vocabulary, and name the kernel that 0.15 and 0.16 look for."""
+    from megatron.core.datasets import gpt_dataset
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+    mock = gpt_dataset.MockGPTLowLevelDataset
+    original = mock.__getitem__
+
+    @functools.wraps(original)
+    def within(self: Any, index: int) -> Any:
+        return original(self, index) % self.tokenizer.vocab_size
+
+    if "vocab_size" not in mock.__init__.__code__.co_names:  # else it does so itself
+        mock.__getitem__ = within
 
 
 def _norm_uncompressed_query() -> None:

@@ -76,6 +76,16 @@ def run(case: dict[str, Any]) -> None:
         torch.save(found, case["out"])
     torch.distributed.barrier()
     destroy_global_state()
+    _destroy_groups()
+
+
+def _destroy_groups() -> None:
+    """End the case's process groups, which Megatron only forgets: each keeps a thread of gloo."""
+    import torch
+    from torch.distributed import distributed_c10d as c10d
+
+    for group in [each for each in c10d._world.pg_map if each is not c10d.GroupMember.WORLD]:
+        torch.distributed.destroy_process_group(group)
 
 
 def _normalise_uncompressed_queries(wanted: bool) -> None:
