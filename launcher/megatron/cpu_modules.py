@@ -237,7 +237,7 @@ def _provide_mla_projections() -> None:
 
 
 def _provide_experts() -> None:
-    """Build local experts one by one, as from 0.17 on; before, they need the grouped_gemm package."""
+    """Build local experts one by one, as from 0.17 on: earlier ones need grouped_gemm."""
     from megatron.core.models import backends
 
     original = backends.LocalSpecProvider.grouped_mlp_modules
@@ -249,7 +249,7 @@ def _provide_experts() -> None:
 
 
 def _provide_what_older_releases_forget() -> None:
-    """Keep 0.15's mock tokens in the vocabulary, and name the kernel that 0.15 and 0.16 look for."""
+    """Keep 0.15's mock tokens in the vocabulary; name the kernel that 0.15 and 0.16 look for."""
     from megatron.core.datasets import gpt_dataset
     from megatron.core.transformer.moe import moe_utils
 
