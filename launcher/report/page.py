@@ -9,7 +9,8 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.plan.memory import GIB
-from launcher.report import schedule, summary
+from launcher.plan.projection import report as projected
+from launcher.report import summary
 from launcher.report.lines import Iteration
 from launcher.report.summary import Report
 
@@ -113,9 +114,8 @@ def _charts(reports: Sequence[Report]) -> Iterator[str]:
     for made in reports:
         name = f": {made.subject.name}" if len(reports) > 1 else ""
         yield _figure(f"Stage memory, GiB{name}", _stage_memory(made), x="pipeline stage")
-        yield _figure(
-            f"Pipeline schedule{name}", _schedule(made), x="time, in forward passes", bars=True
-        )
+        traces, axis = _schedule(made)
+        yield _figure(f"Pipeline schedule{name}", traces, x=axis, bars=True)
 
 
 def _figure(title: str, traces: list[Any], x: str = "iteration", bars: bool = False) -> str:
@@ -287,27 +287,24 @@ def _stage_memory(made: Report) -> list[Any]:
     return traces
 
 
-def _schedule(made: Report) -> list[Any]:
+def _schedule(made: Report) -> tuple[list[Any], str]:
+    """Return the plot of the pipeline's schedule and the name of its axis."""
     from plotly import graph_objects as go
 
-    shape = made.subject.shape
-    if shape is None or shape.parallel.pipeline < 2:
-        return []
-    pipeline, virtual = shape.parallel.pipeline, shape.parallel.virtual
-    micro_batches = shape.training.global_batch // (
-        shape.training.micro_batch * shape.parallel.data
-    )
-    most = max(pipeline, BARS // (2 * pipeline * virtual) // pipeline * pipeline)
-    if micro_batches < 1 or (virtual > 1 and micro_batches % pipeline):
-        return []
-    passes = schedule.passes(pipeline, virtual, min(micro_batches, most))
+    planned = made.subject.planned
+    if planned is None or planned.shape.parallel.pipeline < 2:
+        return [], ""
+    try:
+        spans, unit = projected.timeline(planned, made.subject.site, BARS)
+    except (ValueError, ArithmeticError, LookupError):
+        return [], ""
     traces = []
     for backward, name, colour in ((False, "forward", COLOURS[0]), (True, "backward", COLOURS[2])):
-        chosen = [one for one in passes if one.backward == backward]
+        chosen = [one for one in spans if one.backward == backward]
         traces.append(
             go.Bar(
-                x=[one.length for one in chosen],
-                y=[one.stage for one in chosen],
+                x=[one.end - one.start for one in chosen],
+                y=[one.rank for one in chosen],
                 base=[one.start for one in chosen],
                 customdata=[[one.micro_batch, one.chunk] for one in chosen],
                 hovertemplate="micro-batch %{customdata[0]}, chunk %{customdata[1]}"
@@ -317,7 +314,7 @@ def _schedule(made: Report) -> list[Any]:
                 marker={"color": colour, "line": {"width": 0}},
             )
         )
-    return traces
+    return traces, f"time, in {unit}"
 
 
 _STYLE = """

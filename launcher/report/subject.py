@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -158,6 +159,8 @@ def _completed(subject: Subject, arguments: Arguments, given: Given) -> Subject:
         environment = {name: (text, "") for name, text in subject.environment.items()}
         case = Case(arguments, world, _release(preview), environment, gpu, tasks)
         made = plan(case).shaped
+        if made:  # it ran, whatever the plan has against it
+            made = dataclasses.replace(made, refused=False)
     model = given.model or preview.get("model") or (made and architectures.name(made.shape.model))
     sequence = given.sequence or _number(value(arguments, "--seq-length"))
     return Subject(

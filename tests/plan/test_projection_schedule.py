@@ -30,6 +30,23 @@ def test_even_stages_have_the_bubble_of_the_formula(stages, virtual, groups):
     assert schedule.seconds(even(stages, virtual), micro_batches, stages) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("stages", "virtual", "micro_batches"), [(1, 1, 3), (4, 1, 8), (4, 1, 2), (2, 2, 4), (4, 3, 8)]
+)
+def test_timeline_holds_every_pass_once(stages: int, virtual: int, micro_batches: int):
+    passes = schedule.even(stages, virtual)
+    spans = schedule.timeline(passes, micro_batches, stages)
+    assert len({(s.rank, s.chunk, s.micro_batch, s.backward) for s in spans}) == len(spans)
+    assert len(spans) == 2 * stages * virtual * micro_batches
+    for rank in range(stages):
+        own = sorted((s for s in spans if s.rank == rank), key=lambda s: s.start)
+        assert all(a.end <= b.start for a, b in zip(own, own[1:]))
+    end = max(s.end for s in spans)
+    assert end == pytest.approx(schedule.seconds(passes, micro_batches, stages))
+    if micro_batches >= stages:
+        assert end == pytest.approx(3 * virtual * micro_batches + 3 * (stages - 1))
+
+
 # PP, VPP, micro-batches, group, overlap
 UNEVEN = [
     (4, 1, 12, 4, False),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.report import page, schedule, subject, summary, trace
+from launcher.report import page, subject, summary, trace
 from tests.report.runs import make, steady_log
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -92,23 +92,6 @@ def test_names_cannot_become_markup_and_nothing_comes_from_elsewhere(tmp_path: P
     assert "Stage memory" in text
     assert "<img src=x" not in text
     assert not re.search(r"(src|href)=.https?:", outside)
-
-
-@pytest.mark.parametrize(
-    ("stages", "virtual", "micro_batches"), [(1, 1, 3), (4, 1, 8), (4, 1, 2), (2, 2, 4), (4, 3, 8)]
-)
-def test_the_schedule(stages: int, virtual: int, micro_batches: int):
-    """Every pass once; the idle share is the published formula's."""
-    passes = schedule.passes(stages, virtual, micro_batches)
-    assert len({(p.stage, p.chunk, p.micro_batch, p.backward) for p in passes}) == len(passes)
-    assert len(passes) == 2 * stages * virtual * micro_batches
-    for stage in range(stages):
-        own = sorted((p for p in passes if p.stage == stage), key=lambda p: p.start)
-        assert all(a.start + a.length <= b.start for a, b in zip(own, own[1:]))
-    end = max(p.start + p.length for p in passes)
-    ideal = 3 * virtual * micro_batches
-    if micro_batches >= stages:
-        assert end == pytest.approx(ideal + 3 * (stages - 1))
 
 
 def test_a_profile(tmp_path: Path):

@@ -65,6 +65,18 @@ def project(
     )
 
 
+def passes(
+    shape: Shape,
+    split: Sequence[Stage],
+    execution: Execution,
+    gpu: str,
+    constants: Constants | None = None,
+) -> schedule.Passes:
+    """Return the seconds of every chunk's passes. Raises ValueError for a broken shape."""
+    work = layers.workload(shape, execution, GPUS[gpu], constants or fitted())
+    return _turns(work, _chunks(work, split))
+
+
 def _chunks(work: Workload, split: Sequence[Stage]) -> list[list[layers.Passes]]:
     """Return the passes of every chunk; layers of a kind and equal chunks are computed once."""
     kinds = {each.kind: each for stage in split for each in stage.layers}

@@ -9,9 +9,10 @@ from typing import Any
 from launcher.config.arguments import value
 from launcher.plan import architectures, published
 from launcher.plan.plan import Shaped, Site
-from launcher.plan.projection import anchor, calibration, execution
+from launcher.plan.projection import anchor, calibration, execution, projection, schedule
 from launcher.plan.projection.anchor import Expectation
 from launcher.plan.projection.constants import GPUS
+from launcher.plan.projection.schedule import Span
 from launcher.plan.published import Result
 
 # Parts in the words of the sheet; what a job spends nothing on is left out.
@@ -69,6 +70,24 @@ def nearest(made: Shaped, site: Site) -> Result | None:
         return None
     model = architectures.name(made.shape.model)
     return published.nearest(model, site.gpu, made.shape, how(made, site))
+
+
+def timeline(made: Shaped, site: Site, passes: int) -> tuple[list[Span], str]:
+    """Return about `passes` passes of a step's schedule, or all, and the unit of their time.
+
+    Where a job cannot be projected, a forward pass of any chunk takes one unit, a backward two.
+    """
+    parallel, training = made.shape.parallel, made.shape.training
+    size, unit = schedule.even(parallel.pipeline, parallel.virtual), "forward passes"
+    if expectation(made, site) is not None:
+        known = calibration.read(site.calibration).constants
+        size = projection.passes(made.shape, made.stages, how(made, site), site.gpu or "", known)
+        unit = "s (projected)"
+    group = training.group_size or parallel.pipeline
+    micro_batches = training.global_batch // (training.micro_batch * parallel.data)
+    most = max(1, passes // (2 * parallel.pipeline * parallel.virtual) // group) * group
+    few = min(micro_batches, most)
+    return schedule.timeline(size, few, group, training.overlap_experts), unit
 
 
 def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:

@@ -30,6 +30,24 @@ class Passes:
     blocking: bool  # transfers keep both ranks waiting; interleaved schedules hide them
 
 
+@dataclass(frozen=True)
+class Span:
+    """One micro-batch's pass through one model chunk."""
+
+    rank: int
+    chunk: int
+    micro_batch: int
+    backward: bool
+    start: float  # seconds from the step's start
+    end: float
+
+
+def even(stages: int, virtual: int) -> Passes:
+    """Return passes where nothing is known: forward takes 1, backward 2, a transfer no time."""
+    forward, backward = ([[time] * virtual for _ in range(stages)] for time in (1.0, 2.0))
+    return Passes(forward, backward, forward, backward, transfer=0.0, blocking=False)
+
+
 def warm_up(
     stages: int, rank: int, virtual: int, micro_batches: int, group: int, overlap: bool = False
 ) -> int:
@@ -88,8 +106,24 @@ def seconds(passes: Passes, micro_batches: int, group: int, overlap: bool = Fals
     return end + (whole - few) * period
 
 
-def _simulate(passes: Passes, micro_batches: int, group: int, overlap: bool) -> tuple[float, float]:
-    """Return when the last pass ends, and the seconds that a group more would take."""
+def timeline(passes: Passes, micro_batches: int, group: int, overlap: bool = False) -> list[Span]:
+    """Return every pass of a step. Raises ValueError for micro-batches that cannot be scheduled."""
+    spans: list[Span] = []
+    _simulate(passes, micro_batches, min(group, micro_batches), overlap, spans)
+    return spans
+
+
+def _simulate(
+    passes: Passes,
+    micro_batches: int,
+    group: int,
+    overlap: bool,
+    spans: list[Span] | None = None,
+) -> tuple[float, float]:
+    """Return when the last pass ends, and the seconds that a group more would take.
+
+    Every pass is added to `spans`.
+    """
     stages, virtual = len(passes.forward), len(passes.forward[0])
     depth = stages * virtual
     transfer = passes.transfer
@@ -121,6 +155,9 @@ def _simulate(passes: Passes, micro_batches: int, group: int, overlap: bool) -> 
                         break
                     times = passes.forward if one < limit else passes.steady_forward
                     now = (ready if ready > now else now) + times[rank][chunk] + blocked
+                    if spans is not None:
+                        begun = now - blocked - times[rank][chunk]
+                        spans.append(Span(rank, chunk, micro_batch, False, begun, now - blocked))
                     forward_done[position + 1][micro_batch] = now + transfer
                     if position + 1 == depth:
                         backward_done[depth][micro_batch] = now
@@ -136,6 +173,9 @@ def _simulate(passes: Passes, micro_batches: int, group: int, overlap: bool) -> 
                         break
                     times = passes.steady_backward if two < total - limit else passes.backward
                     now = (ready if ready > now else now) + times[rank][chunk] + blocked
+                    if spans is not None:
+                        begun = now - blocked - times[rank][chunk]
+                        spans.append(Span(rank, chunk, micro_batch, True, begun, now - blocked))
                     backward_done[position][micro_batch] = now + transfer
                     two += 1
                 left -= 1
