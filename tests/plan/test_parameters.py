@@ -29,6 +29,7 @@ from launcher.config.arguments import argv, merge, parse  # noqa: E402
 from launcher.plan import flops, parameters, stages  # noqa: E402
 from launcher.plan.shape import Shape, read  # noqa: E402
 
+FLOPS_OF_RELEASES = Path(__file__).with_name("flops_of_releases.json")
 COUNTS = Path(__file__).with_name("megatron_counts.json")
 MODELS = sorted(path.stem for path in (ROOT / "model_configs" / "benchmarking").glob("*.yaml"))
 RECIPES = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.sh"))
@@ -249,23 +250,45 @@ def test_flops_grow_with_the_square_of_the_sequence():
     assert flops.per_token(long) > 3 * flops.per_token(short)
 
 
-@pytest.mark.slow
-def test_flops_equal_megatrons_function():
-    shapes = {name: shape_of(name) for name in JOBS}
+def megatrons_flops(checkout: str = "") -> dict[str, int]:
+    """What Megatron's own function counts for each job, in a checkout or the installed release."""
     jobs = [
-        {"name": name, "argv": words(name), "vocabulary": shape.model.vocabulary}
-        for name, shape in shapes.items()
+        {"name": name, "argv": words(name), "vocabulary": shape_of(name).model.vocabulary}
+        for name in JOBS
     ]
+    paths = ":".join(filter(None, (checkout, str(ROOT))))
     done = subprocess.run(
         [sys.executable, "-c", REAL_FLOPS],
         input=json.dumps(jobs),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    real = json.loads(done.stdout.splitlines()[-1])
-    assert {name: flops.iteration(shape) for name, shape in shapes.items()} == real
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_flops_equal_megatrons_function():
+    assert {name: flops.iteration(shape_of(name)) for name in JOBS} == megatrons_flops()
+
+
+@pytest.mark.parametrize("release", ["0.15", "0.16", "0.17", "0.18"])
+def test_flops_equal_older_releases(release):
+    """0.15 does not know linear attention: it counts Qwen3-Next's as the attention of Qwen3."""
+    stored = json.loads(FLOPS_OF_RELEASES.read_text("utf-8"))[release]
+    assert sorted(stored) == sorted(JOBS)
+    unlike = {
+        name: round(stored[name] / flops.iteration(shape_of(name)), 4)
+        for name in JOBS
+        if stored[name] != pytest.approx(flops.iteration(shape_of(name)), rel=1e-12)
+    }
+    unknown = {
+        "Qwen3-Next-80B-A3B": 0.9719,
+        "Qwen3-Next-80B-A3B MTP": 0.9745,
+        "qwen3-next-80b-h100-4k": 0.9719,
+    }
+    assert unlike == (unknown if release == "0.15" else {})
 
 
 @pytest.mark.slow

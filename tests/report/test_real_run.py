@@ -1,8 +1,10 @@
-"""A real run of Megatron-Core: its report is there at its end, and its bare log gives the same."""
+"""Real runs of Megatron-Core: the logs of five releases, and one that is made here."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,31 @@ import pytest
 from launcher.report import metrics, subject
 from tests.support.launching import launch
 
-pytestmark = pytest.mark.slow
+# `SMOKE=1 CLUSTER=local MODEL=DeepSeek-V3 MEGATRON_PATH=…` with the branch core_r0.N.0, on the CPU.
+LOGS = sorted((Path(__file__).parent / "logs").glob("*.log.gz"))
 
 
+@pytest.mark.parametrize("packed", LOGS, ids=lambda path: path.name.removesuffix(".log.gz"))
+def test_the_log_of_a_release(packed: Path, tmp_path: Path):
+    log = tmp_path / "train.log"
+    log.write_bytes(gzip.decompress(packed.read_bytes()))
+    read = subject.read(log)
+    found = metrics.measure(read)
+    assert [one.number for one in read.log.iterations] == list(range(1, 21))
+    release = packed.name.removesuffix(".log.gz")
+    losses = [one.fields["lm loss"] for one in read.log.iterations]
+    # 0.18 starts from other random weights than 0.17.
+    later = release in ("0.18", "0.19")
+    assert (losses[0], losses[-1]) == ((6.241324, 3.433878) if later else (6.35613, 3.539704))
+    steps = [one.seconds for one in found.window.counted]
+    assert len(steps) >= 10
+    assert found.seconds == pytest.approx(statistics.median(steps))
+    # The job is rebuilt from the arguments that the log begins with.
+    assert found.flops_per_token == 1_036_128
+    assert found.tokens == pytest.approx(8 * 64 / found.seconds / 4)
+
+
+@pytest.mark.slow
 def test_a_smoke_run_leaves_its_report(tmp_path: Path):
     seen = launch(MODEL="DeepSeek-V3", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path))
     assert seen.status == 0, seen.stderr
