@@ -308,4 +308,35 @@ KEYS: dict[str, Keys] = {
         _LATENT_ALIASES,
     ),
     "kimi_k2": _DEEPSEEK_V3,  # its own code is DeepSeek-V3's
+    "gpt_oss": Keys(
+        {
+            **_COMPARED,
+            "vocab_size": 201088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "partial_rotary_factor": 1.0,
+            "rope_theta": 150000.0,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "layer_types": None,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+        },
+        {**_ONLY, "attention_bias": (True,), "swiglu_alpha": (1.702,)},
+        # initial_context_length is for its own code; original_max_position_embeddings counts.
+        _IGNORED | {"initial_context_length"},
+        {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"},
+    ),
 }

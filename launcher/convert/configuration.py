@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.arguments import Arguments, value
+from launcher.config.layout import layer_pattern
+from launcher.convert import tables
 from launcher.convert.config_keys import KEYS, Keys
 from launcher.convert.tables import Table
 from launcher.errors import UsageError
@@ -130,11 +132,11 @@ class Published:
     @property
     def positions(self) -> dict[str, Any]:
         """The place that describes rotary positions; empty where neither does."""
-        found: dict[str, Any] = {}
-        for place in _PLACES:
-            if isinstance(self.config.get(place), Mapping):
-                found.update({k: v for k, v in self.config[place].items() if v is not None})
-        return found
+        places = [self.config[p] for p in _PLACES if isinstance(self.config.get(p), Mapping)]
+        default = self.keys.compared["rope_parameters"]
+        if not places and isinstance(default, Mapping):
+            places = [default]  # the class's own, where neither is there
+        return {key: v for place in places for key, v in place.items() if v is not None}
 
     @property
     def rope_type(self) -> str:
@@ -232,7 +234,8 @@ def _is_nothing(given: Any) -> bool:
 
 
 def _differences(published: Published, job: Described) -> Iterator[str]:
-    found = [*_constants(job), *_positions(published, job)]
+    yield from _architecture(job)
+    found = _positions(published, job)
     for key in published.keys.compared:
         if key not in _READ_ELSEWHERE:
             found += _RULES[key](published, job)
@@ -241,23 +244,71 @@ def _differences(published: Published, job: Described) -> Iterator[str]:
             yield f"{one.key} {_short(one.published)} in config.json, {one.flag} {_short(one.have)}"
 
 
-def _constants(job: Described) -> Iterator[Difference]:
-    """Yield what the architecture fixes and a flag may change."""
-    window, around = "--window-size", "--apply-layernorm-1p"
-    yield Difference("a sliding window,", None, window, job.value(window))
-    centred = around in job.arguments
-    yield Difference("norms around zero,", job.table.zero_centred, around, centred)
+def _architecture(job: Described) -> Iterator[str]:
+    """Yield the arguments that the architecture fixes, and that the job has otherwise."""
+    for flag, usual in tables.ARGUMENTS.items():
+        wanted = job.table.arguments.get(flag, usual)
+        given = job.value(flag, flag in job.arguments if isinstance(usual, bool) else usual)
+        if wanted is tables.IN_CONFIG or _equal(wanted, given):
+            continue
+        if isinstance(wanted, bool):
+            yield f"{job.table.name} models are {'' if wanted else 'not '}trained with {flag}"
+        else:
+            yield f"{job.table.name} models have {flag} {wanted}, the job {given}"
 
 
-def _positions(published: Published, job: Described) -> Iterator[Difference]:
-    """Yield the comparisons of rotary positions."""
+def _positions(published: Published, job: Described) -> list[Difference]:
+    """Return the comparisons of rotary positions."""
     theta = job.value("--rotary-base", 10000)
-    yield Difference("rope_theta", published["rope_theta"], "--rotary-base", theta)
-    if not job.model.attention.latent:
-        yield Difference("rope_type", published.rope_type, "Megatron's positions:", "rope")
-        part, flag = published["partial_rotary_factor"], "--rotary-percent"
-        yield Difference("partial_rotary_factor", part, flag, job.value(flag, 1.0))
-        return
+    found = [Difference("rope_theta", published["rope_theta"], "--rotary-base", theta)]
+    if job.model.attention.latent:
+        return [*found, *_latent_positions(published, job)]
+    kind, flag = job.value("--position-embedding-type"), "--position-embedding-type"
+    part, percent = published["partial_rotary_factor"], "--rotary-percent"
+    found += [
+        Difference("rope_type", published.rope_type, flag, kind),
+        Difference("partial_rotary_factor", part, percent, job.value(percent, 1.0)),
+    ]
+    if published.rope_type != "yarn":
+        return found
+    rounded, whole = "--yarn-correction-range-round-to-int", "truncate"
+    slow, fast = "--yarn-beta-slow", "--yarn-beta-fast"
+    context = "--yarn-original-max-position-embeddings"
+    yarn = _yarn(published)
+    return [
+        *found,
+        *_scaling(yarn, job),
+        Difference("beta_slow", yarn["beta_slow"], slow, job.value(slow, YARN_BETA_SLOW)),
+        Difference("beta_fast", yarn["beta_fast"], fast, job.value(fast, YARN_BETA_FAST)),
+        Difference(_ORIGINAL, yarn[_ORIGINAL], context, job.value(context, YARN_ORIGINAL)),
+        Difference(whole, yarn[whole], rounded, f"--no-{rounded[2:]}" not in job.arguments),
+    ]
+
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _yarn(published: Published) -> dict[str, Any]:
+    """Return the published positions of YaRN, with transformers' defaults."""
+    found = {**_POSITION_DEFAULTS, **published.positions}
+    found[_ORIGINAL] = found[_ORIGINAL] or published.config.get("max_position_embeddings")
+    for key, default in (("mscale", 1.0), ("mscale_all_dim", 0.0)):
+        found[key] = default if found[key] is None else found[key]
+    return found
+
+
+def _scaling(yarn: Mapping[str, Any], job: Described) -> Iterator[Difference]:
+    """Yield what all kinds of attention read of YaRN from the same flags."""
+    flags = {"factor": "--rotary-scaling-factor", "mscale": "--mscale"}
+    flags["mscale_all_dim"] = "--mscale-all-dim"
+    defaults = {"factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+    for key, flag in flags.items():
+        yield Difference(key, yarn[key], flag, job.value(flag, defaults[key]))
+    yield Difference("attention_factor", yarn["attention_factor"], "Megatron's constant", None)
+
+
+def _latent_positions(published: Published, job: Described) -> Iterator[Difference]:
+    """Yield the comparisons of latent attention's positions."""
     kind = job.value("--rope-type", "yarn")
     yield Difference("rope_type", published.rope_type, "--rope-type", kind)
     factor, whole = job.value("--rotary-scaling-factor", 1.0), job.value("--mscale-all-dim", 0.0)
@@ -266,21 +317,11 @@ def _positions(published: Published, job: Described) -> Iterator[Difference]:
         scaled = 1.0 if _equal(whole, 0.0) else factor
         yield Difference("factor", 1.0, "--rotary-scaling-factor with --mscale-all-dim", scaled)
         return
-    positions = {**_POSITION_DEFAULTS, **published.positions}
-    context = published.config.get("max_position_embeddings")
-    original = positions["original_max_position_embeddings"] or context
-    one, all_dim = (
-        positions[key] if positions[key] is not None else default
-        for key, default in (("mscale", 1.0), ("mscale_all_dim", 0.0))
-    )
-    constant = "Megatron's constant"
-    yield Difference("factor", positions["factor"], "--rotary-scaling-factor", factor)
-    yield Difference("mscale", one, "--mscale", job.value("--mscale", 1.0))
-    yield Difference("mscale_all_dim", all_dim, "--mscale-all-dim", whole)
-    yield Difference("beta_slow", positions["beta_slow"], constant, YARN_BETA_SLOW)
-    yield Difference("original_max_position_embeddings", original, constant, YARN_ORIGINAL)
-    yield Difference("attention_factor", positions["attention_factor"], constant, None)
-    yield Difference("truncate", positions["truncate"], constant, True)
+    yarn, constant = _yarn(published), "Megatron's constant"
+    yield from _scaling(yarn, job)
+    yield Difference("beta_slow", yarn["beta_slow"], constant, YARN_BETA_SLOW)
+    yield Difference(_ORIGINAL, yarn[_ORIGINAL], constant, YARN_ORIGINAL)
+    yield Difference("truncate", yarn["truncate"], constant, True)
 
 
 Rule = Callable[[Published, Described], Sequence[Difference]]
@@ -320,7 +361,7 @@ def _head_dim(published: Published, job: Described) -> list[Difference]:
 
 
 def _dense_width(published: Published, job: Described) -> list[Difference]:
-    if job.table.name == "mixtral":
+    if "moe_intermediate_size" not in published.keys.compared:  # it is the experts' width
         flag = "--moe-ffn-hidden-size"
         have = job.model.experts.ffn if job.model.experts else None
         return [Difference("intermediate_size", published["intermediate_size"], flag, have)]
@@ -354,15 +395,44 @@ def _moe_layers(published: Published, job: Described) -> list[Difference]:
 
 
 def _layer_types(published: Published, job: Described) -> list[Difference]:
-    """Which layers have linear attention."""
+    """Which layers have linear attention, and which a sliding window."""
     types = published["layer_types"]
-    if types is None:
+    if types is None and "sliding_window" in published.keys.compared:
+        types = ["full" if number % 2 else "sliding" for number in range(published.layers)]
+    elif types is None:
         some = "full_attention_interval" in published.keys.compared
         every = int(published["full_attention_interval"]) if some else 1
         types = ["full" if (n + 1) % every == 0 else "linear" for n in range(published.layers)]
     types = [str(kind).removesuffix("_attention") for kind in types]
-    have = ["linear" if linear else "full" for linear in job.model.linear]
-    return [Difference("layer_types", types, "--linear-attention-freq", have)]
+    have = [
+        "linear" if linear else "sliding" if window else "full"
+        for linear, window in zip(job.model.linear, _windows(job))
+    ]
+    sliding = {"sliding"} & {*types, *have}
+    flag = "--window-attn-skip-freq" if sliding else "--linear-attention-freq"
+    return [Difference("layer_types", types, flag, have)]
+
+
+def _windows(job: Described) -> list[bool]:
+    """Return for each layer whether its attention has a window (Megatron's transformer/utils.py)."""
+    size, skip = job.value("--window-size"), job.value("--window-attn-skip-freq")
+    layers = job.model.layers
+    if size is None or skip is None:
+        return [size is not None] * layers
+    if skip.isdecimal():
+        return [number % int(skip) != 0 for number in range(1, layers + 1)]
+    return list(map(bool, layer_pattern(skip, layers)))
+
+
+def _window(published: Published, job: Described) -> list[Difference]:
+    """Compare the tokens that a query sees, itself among them; Megatron counts those before it."""
+    flag, given = "--window-size", job.value("--window-size")
+    if given is None:
+        return [Difference("sliding_window", published["sliding_window"], flag, None)]
+    before, _, after = given.strip("()").partition(",")
+    wanted = f"{published['sliding_window'] - 1},0" if published["sliding_window"] else None
+    have = f"{before.strip()},{after.strip()}"
+    return [Difference("sliding_window less the token itself,", wanted, flag, have)]
 
 
 def _shared(published: Published, job: Described) -> list[Difference]:
@@ -416,6 +486,7 @@ def _moe(field: str) -> Callable[[Described], Any]:
 
 
 _SCALING, _SCORE = "--moe-router-topk-scaling-factor", "--moe-router-score-function"
+_CLAMP = "--activation-func-clamp-value"
 # These keys are read with another key, or with the positions.
 _READ_ELSEWHERE = frozenset(
     {
@@ -442,6 +513,7 @@ _RULES: dict[str, Rule] = {
     "shared_expert_intermediate_size": _shared,
     "norm_topk_prob": _normalised,
     "n_group": _groups,
+    "sliding_window": _window,
     "topk_method": _group_method,
     **dict(
         [
@@ -461,6 +533,7 @@ _RULES: dict[str, Rule] = {
             _plain("qkv_bias", "--add-qkv-bias", _attention("qkv_bias")),
             _plain("attention_bias", "--add-qkv-bias", _attention("qkv_bias")),
             _plain("use_qk_norm", "--qk-layernorm", _attention("qk_norm")),
+            _plain("swiglu_limit", _CLAMP, lambda job: job.value(_CLAMP)),
             _plain("moe_intermediate_size", "--moe-ffn-hidden-size", _moe("ffn")),
             _plain("num_experts", "--num-experts", _moe("count")),
             _plain("num_local_experts", "--num-experts", _moe("count")),

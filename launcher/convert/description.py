@@ -90,10 +90,15 @@ def _check(described: Shape, arguments: Arguments, release: str) -> None:
     for flag in _UNSUPPORTED:
         if flag in arguments:
             raise UsageError(f"{flag} is not supported by the conversion")
-    if not model.gated or model.linear_bias or model.norm_bias or model.positions:
+    if not model.gated or model.norm_bias or model.positions:
         raise UsageError(
-            "the conversion knows models with --swiglu, --disable-bias-linear, "
+            "the conversion knows models with a gated feed-forward network (--swiglu), "
             "--normalization RMSNorm and rotary positions"
+        )
+    if model.linear_bias and parallel.expert_tensor > 1:
+        raise UsageError(
+            f"ETP={parallel.expert_tensor}: Megatron does not split experts that have biases; "
+            "set --expert-tensor-parallel-size 1"
         )
     tensor = {
         "the padded vocabulary": model.vocabulary,

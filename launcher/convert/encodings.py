@@ -9,11 +9,12 @@ stacks of experts (transformers 5) are read as the matrices of the single expert
     INT4    weight_packed int32 [m, n/8], weight_scale [m, n/group], weight_shape
             (compressed-tensors, pack-quantized; Kimi-K2-Thinking)
     MXFP4   x_blocks uint8 [e, rows, n/32, 16], x_scales uint8 [e, rows, n/32] (gpt-oss)
-    stacks  experts.gate_up_proj [e, 2f, h], experts.down_proj [e, h, f]
+    stacks  experts.gate_up_proj [e, 2f, h], experts.down_proj [e, h, f]; gpt-oss's are
+            [e, h, 2f] and [e, f, h] where they are not MXFP4, with biases [e, 2f] and [e, h]
 
 Sources: inference/kernel.py of deepseek-ai/DeepSeek-V3 (weight_dequant); compressed-tensors 0.20.0,
 compressors/pack_quantized/base.py; transformers 5.24.0, integrations/mxfp4.py and
-models/qwen3_moe/modeling_qwen3_moe.py.
+models/qwen3_moe/modeling_qwen3_moe.py and models/gpt_oss/modeling_gpt_oss.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ INT4_BIAS = 8  # what is added to a value before it is packed: 0 to 15 stand for
 # float4_e2m1: sign, two bits of exponent, one of mantissa.
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 E8M0_BIAS = 127
+PACKED = ("_packed", "_blocks")  # ends of the names of a quantized weight's values
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,37 @@ class Quantized:
         """Return the weight."""
         return self.decode(*(part.read() for part in self.parts))
 
+    def item(self, number: int) -> Quantized:
+        """Return one of the entries along the first axis; each part has as many."""
+        parts = tuple(part.item(number) for part in self.parts)
+        return replace(self, parts=parts, shape=self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A matrix that is stored by its columns."""
+
+    stored: Tensor
+
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+        return self.stored.path
+
+    @property
+    def dtype(self) -> str:
+        """What it is read as."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, once it is read."""
+        return self.stored.shape[::-1]
+
+    def read(self) -> torch.Tensor:
+        """Return the matrix by its rows."""
+        return self.stored.read().t().contiguous()
+
 
 def decoded(source: Source, table: Table) -> Source:
     """Return the source with every tensor plain. Raises UsageError for an unknown encoding."""
@@ -68,9 +101,12 @@ def decoded(source: Source, table: Table) -> Source:
     problems: list[str] = []
     for act in (_fp8, _int4):
         act(tensors, scheme, problems)
+    if table.alternating:
+        _mxfp4(tensors, problems)
     stop(sorted(problems), "the source is quantized in a way that is not dequantized here:")
     _check_encoded(tensors, scheme)
-    return replace(source, tensors=dict(_unstacked(tensors, table)))
+    plain = _alternating(tensors) if table.alternating else _unstacked(tensors, table)
+    return replace(source, tensors=dict(plain))
 
 
 # Prefixes of the language model in a multimodal model, and in the text model alone.
@@ -288,12 +324,37 @@ def unpack_int4(packed: torch.Tensor, scales: torch.Tensor, shape: torch.Tensor)
     return result
 
 
+def _mxfp4(tensors: dict[str, Stored], problems: list[str]) -> None:
+    """Join blocks of FP4 values with their scales."""
+    for name in [name for name in tensors if name.endswith("_blocks")]:
+        plain = name.removesuffix("_blocks")
+        blocks, scales = tensors.pop(name), tensors.pop(f"{plain}_scales", None)
+        if not isinstance(blocks, Tensor) or not isinstance(scales, Tensor):
+            problems.append(f"{name} has no {plain.rsplit('.', 1)[-1]}_scales beside it")
+            continue
+        *rows, groups, half = (0, *blocks.shape)[-4:]
+        fits = len(blocks.shape) == 4 and half * 2 == GROUP and scales.shape == (*rows, groups)
+        if not fits or {blocks.dtype, scales.dtype} != {"U8"}:
+            problems.append(
+                f"{name} is {blocks.dtype} {list(blocks.shape)} with scales {scales.dtype} "
+                f"{list(scales.shape)}; U8 [e, m, n/32, 16] with U8 [e, m, n/32] is known"
+            )
+            continue
+        shape = (*rows, groups * GROUP)
+        tensors[plain] = Quantized((blocks, scales), shape, unpack_mxfp4)
+
+
 def unpack_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return uint8 [..., n/32, 16], low half byte first, times 2^(scale - 127): [..., n]."""
-    values = torch.tensor(FP4, dtype=torch.bfloat16)
-    pairs = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).int()
+    """Return uint8 [..., n/32, 16], low half byte first, times 2^(scale - 127): [..., n].
+
+    Scale 255 is NaN in the format; the values become infinite or NaN, which a conversion refuses.
+    """
+    value = torch.tensor(FP4)
+    bytes_ = torch.arange(256)
+    pairs = torch.stack((value[bytes_ & 15], value[bytes_ >> 4]), -1)  # of each byte
+    wide = pairs[blocks.int()].flatten(-2)
     exponents = (scales.int() - E8M0_BIAS)[..., None]
-    return torch.ldexp(values[pairs].float(), exponents).bfloat16().flatten(-2)
+    return torch.ldexp(wide, exponents).bfloat16().flatten(-2)
 
 
 def _check_encoded(tensors: Mapping[str, Stored], scheme: Scheme) -> None:
@@ -335,13 +396,34 @@ def _unstacked(tensors: Mapping[str, Stored], table: Table) -> Iterator[tuple[st
         if rows % len(names):
             problems.append(f"{name} is {list(one.shape)}")
             continue
-        size, rows = one.size // count // len(names), rows // len(names)
+        matrices = replace(one, shape=(count * len(names), rows // len(names), columns))
         for number in range(count * len(names)):
             expert, part = divmod(number, len(names))
-            begin = one.begin + number * size
-            matrix = replace(one, shape=(rows, columns), begin=begin, size=size)
-            yield f"{start}.{expert}.{names[part]}.weight", matrix
+            yield f"{start}.{expert}.{names[part]}.weight", matrices.item(number)
     stop(problems, "the source has stacks of experts that are no plain [experts, rows, columns]:")
+
+
+_ALTERNATING = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)(_bias)?")
+
+
+def _alternating(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Stored]]:
+    """Return the tensors with gpt-oss's stacks taken apart; gate and up rows stay in turn."""
+    problems = []
+    for name, one in tensors.items():
+        found = _ALTERNATING.fullmatch(name)
+        if not found:
+            yield name, one
+            continue
+        start, what, bias = found.groups()
+        if len(one.shape) != (2 if bias else 3) or not isinstance(one, (Tensor, Quantized)):
+            problems.append(f"{name} is {one.dtype} {list(one.shape)}")
+            continue
+        for expert in range(one.shape[0]):
+            item = one.item(expert)
+            if isinstance(item, Tensor) and not bias:
+                item = Transposed(item)
+            yield f"{start}.{expert}.{what}.{'bias' if bias else 'weight'}", item
+    stop(problems, "the source has stacks of experts of other shapes than gpt-oss's:")
 
 
 @dataclass(frozen=True)
@@ -351,7 +433,10 @@ class Experts:
     table: Table
 
     def stack_of(self, name: str, stacks: Iterable[str]) -> str | None:
-        """Return the stack that holds an expert's matrix; None where there is none."""
+        """Return the stack that holds an expert's matrix or bias; None where there is none."""
+        if self.table.alternating:
+            found = re.fullmatch(r"(.*\.mlp\.experts)\.\d+\.(.*_proj)\.(weight|bias)", name)
+            return found and f"{found[1]}.{found[2]}" + ("_bias" if found[3] == "bias" else "")
         block, gate, up, down = self.table.experts
         found = re.fullmatch(rf"(.*\.){block}\.experts\.\d+\.({gate}|{up}|{down})\.weight", name)
         if not found:

@@ -80,6 +80,11 @@ class Tensor:
             data = data.clone()
         return data.view(dtype).reshape(self.shape)
 
+    def item(self, number: int) -> Tensor:
+        """Return one of the entries along the first axis."""
+        size = self.size // self.shape[0]
+        return replace(self, shape=self.shape[1:], begin=self.begin + number * size, size=size)
+
     def rows(self, part: int, parts: int) -> Tensor:
         """Return one of as many equal parts of the rows."""
         size = self.size // parts

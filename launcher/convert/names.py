@@ -53,17 +53,17 @@ def _fused(layer: Layer, model: Model) -> Iterator[tuple[str, str]]:
         yield "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"
 
 
-_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(linear_fc[12])\.weight$")
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(linear_fc[12])\.(weight|bias)$")
 
 
 def legacy(relative: str, layer: Layer, model: Model, naming: Naming, first_expert: int) -> str:
     """Return the name within a layer of a rank's file; experts are counted from `first_expert`."""
     expert = _EXPERT.match(relative)
     if expert:
-        number, linear = int(expert[1]) - first_expert, expert[2]
+        number, linear, kind = int(expert[1]) - first_expert, expert[2], expert[3]
         if naming.grouped:
-            return f"mlp.experts.{linear}.weight{number}"
-        return f"mlp.experts.local_experts.{number}.{linear}.weight"
+            return f"mlp.experts.{linear}.{kind}{number}"
+        return f"mlp.experts.local_experts.{number}.{linear}.{kind}"
     return _renamed(relative, _fused(layer, model))
 
 
@@ -71,7 +71,7 @@ def sharded(relative: str, layer: Layer, model: Model) -> str:
     """Return the name within a layer of a torch_dist checkpoint, which has one for all experts."""
     expert = _EXPERT.match(relative)
     if expert:
-        return f"mlp.experts.experts.{expert[2]}.weight"
+        return f"mlp.experts.experts.{expert[2]}.{expert[3]}"
     return _renamed(relative, _fused(layer, model))
 
 

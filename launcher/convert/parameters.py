@@ -98,7 +98,11 @@ def _grouped(model: Model) -> Iterator[Parameter]:
     if attention.qk_norm:
         yield Parameter("q_layernorm.weight", (attention.head_dim,))
         yield Parameter("k_layernorm.weight", (attention.head_dim,))
+    if attention.sinks:
+        yield Parameter("core_attention.softmax_offset", (attention.heads,), axis=0)
     yield Parameter("linear_proj.weight", (model.hidden, queries), axis=1)
+    if model.linear_bias:
+        yield Parameter("linear_proj.bias", (model.hidden,))
 
 
 def _latent(model: Model) -> Iterator[Parameter]:
@@ -148,14 +152,19 @@ def _delta_net(model: Model) -> Iterator[Parameter]:
 
 def _network(model: Model, width: int, start: str = "", expert: bool = False):
     """Return a gated feed-forward network: gate and up projection in one matrix, and down."""
-    yield Parameter(
+    fc1 = Parameter(
         f"{start}linear_fc1.weight",
         (2 * width, model.hidden),
         axis=0,
         sections=(width, width),
         expert=expert,
     )
+    yield fc1
+    if model.linear_bias:
+        yield replace(fc1, name=f"{start}linear_fc1.bias", shape=(2 * width,))
     yield Parameter(f"{start}linear_fc2.weight", (model.hidden, width), axis=1, expert=expert)
+    if model.linear_bias:
+        yield Parameter(f"{start}linear_fc2.bias", (model.hidden,), expert=expert)
 
 
 def _dense(model: Model) -> Iterator[Parameter]:
@@ -166,6 +175,8 @@ def _experts(model: Model) -> Iterator[Parameter]:
     moe = model.experts
     assert moe is not None
     yield Parameter("router.weight", (moe.count, model.hidden))
+    if model.linear_bias:
+        yield Parameter("router.bias", (moe.count,))
     if moe.score_bias:
         yield Parameter("router.expert_bias", (moe.count,), float32=True)
     for number in range(moe.count):

@@ -10,11 +10,12 @@ tensor lists of deepseek-ai/DeepSeek-V3 and Qwen/Qwen3-Next-80B-A3B-Instruct.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from launcher.convert import parameters
 from launcher.convert.transforms import (
+    Alternating,
     Concatenated,
     Copy,
     DeltaNetInput,
@@ -179,6 +180,26 @@ def _glm4_moe(model: Model, layer: Layer) -> Rows:
     return NORMS + attention + experts
 
 
+def _gpt_oss(model: Model, layer: Layer) -> Rows:
+    attention: Rows = (
+        *_grouped(model, biases=True),
+        ("self_attention.linear_proj.bias", copy, ("self_attn.o_proj.bias",)),
+        ("self_attention.core_attention.softmax_offset", copy, ("self_attn.sinks",)),
+    )
+    fc1, fc2 = ("mlp.experts.{expert}.linear_fc1", "mlp.experts.{expert}.linear_fc2")
+    gate_up, down = ("mlp.experts.{expert}.gate_up_proj", "mlp.experts.{expert}.down_proj")
+    experts = tuple(
+        row
+        for kind in ("weight", "bias")
+        for row in (
+            (f"mlp.router.{kind}", copy, (f"mlp.router.{kind}",)),
+            (f"{fc1}.{kind}", Alternating(), (f"{gate_up}.{kind}",)),
+            (f"{fc2}.{kind}", copy, (f"{down}.{kind}",)),
+        )
+    )
+    return NORMS + attention + experts
+
+
 @dataclass(frozen=True)
 class Mtp:
     """The place of multi-token prediction in an architecture's tensor list."""
@@ -239,8 +260,33 @@ class Table:
     ignored: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     # Where its experts are, and what it calls their gate, up and down projections.
     experts: tuple[str, str, str, str] = ("mlp", "gate_proj", "up_proj", "down_proj")
-    zero_centred: bool = False  # weights of norms are distances from one (--apply-layernorm-1p)
+    # Its experts are published in stacks only: [e, h, 2f], rows of gate and up projection in turn.
+    alternating: bool = False
+    # Arguments that the architecture needs, where they are not those of ARGUMENTS.
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
+
+# Arguments that change what a model computes, and that config.json does not say. True is a flag
+# that is set; values are Megatron's defaults. A table has others where its architecture has.
+ARGUMENTS: Mapping[str, object] = {
+    "--activation-func-clamp-value": None,
+    "--apply-layernorm-1p": False,
+    "--apply-residual-connection-post-layernorm": False,
+    "--disable-bias-linear": True,
+    "--glu-linear-offset": "0",
+    "--moe-apply-probs-on-input": False,
+    "--no-rope-freq": None,
+    "--qk-l2-norm": False,
+    "--quick-geglu": False,
+    "--rotary-interleaved": False,
+    "--softmax-type": "vanilla",
+    "--swiglu": True,
+    "--use-rope-scaling": False,
+    "--window-attn-skip-freq": None,
+    "--window-size": None,
+}
+_ZERO_CENTRED = {"--apply-layernorm-1p": True}
+IN_CONFIG = object()  # it is compared with a key of config.json
 
 TABLES = {
     table.name: table
@@ -253,14 +299,14 @@ TABLES = {
             ("qwen3_next",),
             _qwen3_next,
             Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, None),
-            zero_centred=True,
+            arguments=_ZERO_CENTRED,
         ),
         Table(
             "qwen3-5-moe",
             ("qwen3_5_moe_text",),
             _qwen3_5,
             Mtp(lambda layers, number: f"mtp.layers.{number}.", _qwen3_next_head, None),
-            zero_centred=True,
+            arguments=_ZERO_CENTRED,
         ),
         Table("deepseek-v2", ("deepseek_v2",), _deepseek_v2),
         Table(
@@ -274,6 +320,27 @@ TABLES = {
             ("glm4_moe",),
             _glm4_moe,
             Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
+        ),
+        Table(
+            "gpt-oss",
+            ("gpt_oss",),
+            _gpt_oss,
+            alternating=True,
+            arguments={
+                "--disable-bias-linear": False,
+                "--swiglu": False,
+                "--quick-geglu": True,
+                "--glu-linear-offset": "1",
+                "--softmax-type": "learnable",
+                **dict.fromkeys(
+                    (
+                        "--activation-func-clamp-value",
+                        "--window-attn-skip-freq",
+                        "--window-size",
+                    ),
+                    IN_CONFIG,
+                ),
+            },
         ),
     )
 }

@@ -48,10 +48,11 @@ class Piece:
 
     one: Filled
     part: int
+    transposed: bool = False  # it is published by its columns
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Its shape, by its rows."""
         return self.one.source_shapes[self.part]
 
 
@@ -113,37 +114,44 @@ def _tensors(like: Path) -> Mapping[str, hugging_face.Stored]:
 def _stacked(
     found: Mapping[str, Tensor], there: Mapping[str, hugging_face.Stored], table: Table
 ) -> dict[str, Tensor]:
-    """Return the tensors, with the experts in stacks where `there` has stacks."""
+    """Return the tensors, with the experts in stacks where `there` or the architecture has them."""
     stacks = encodings.stacks(there)
-    if not stacks:
+    if not stacks and not table.alternating:
         return dict(found)
-    dtypes = _dtypes({name: there[name] for name in stacks}, stacks)
     experts = encodings.Experts(table)
     groups: dict[str, list[Tensor]] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in found.items():
-        groups.setdefault(experts.stack_of(name, stacks) or name, []).append(tensor)
-    result = {}
-    for name, group in groups.items():
-        if name in stacks:
-            pieces = tuple(piece for tensor in group for piece in tensor.pieces)
-            count, rows, columns = there[name].shape
-            if len(pieces) * math.prod(group[0].shape) != count * rows * columns:
-                raise UsageError(f"LIKE_PATH: {name} is {[count, rows, columns]}, of another model")
-            result[name] = Tensor(name, pieces, dtypes[name], (count, rows, columns))
+        stack = experts.stack_of(name, stacks)
+        if stack:
+            groups.setdefault(stack, []).append(tensor)
+            result.setdefault(stack, tensor)  # holds the stack's place in the order
         else:
             plain = experts.beside_stacks(name)
-            result[plain] = replace(group[0], name=plain)
+            result[plain] = replace(tensor, name=plain)
+    dtypes = _dtypes(there, groups)
+    for name, group in groups.items():
+        by_columns = table.alternating and len(group[0].shape) == 2
+        pieces = [replace(piece, transposed=by_columns) for one in group for piece in one.pieces]
+        rows, *columns = group[0].shape[::-1] if by_columns else group[0].shape
+        each = 2 if "gate_up_proj" in name and not table.alternating else 1  # gate and up apart
+        shape = (len(group) // each, each * rows, *columns)
+        if name in there and there[name].shape != shape:
+            raise UsageError(f"LIKE_PATH: {name} is {list(there[name].shape)}, of another model")
+        result[name] = Tensor(name, tuple(pieces), dtypes.get(name, group[0].dtype), shape)
     return result
 
 
 def _dtypes(
     there: Mapping[str, hugging_face.Stored], names: Collection[str]
 ) -> dict[str, torch.dtype]:
-    """Return the dtypes of the tensors of these names, FP8 as bfloat16.
+    """Return the dtypes of the tensors of these names, those of quantized ones as bfloat16.
 
     Raises UsageError for a dtype that no weight can be written as.
     """
     dtypes, problems = {}, []
+    for end in encodings.PACKED:
+        dtypes.update({name: torch.bfloat16 for name in names if name + end in there})
     for name in there.keys() & set(names):
         dtype = there[name].dtype
         if dtype.startswith("F8_"):
@@ -207,7 +215,7 @@ def _write(reader: Reader, group: Sequence[Tensor], output: Output) -> dict[str,
             part = changes.cast(parts[piece.part], tensor.dtype, one.row.sources[piece.part])
             if tuple(part.shape) != piece.shape:
                 raise UsageError(f"{tensor.name}: {list(part.shape)}, not {list(piece.shape)}")
-            output.tensor(part)
+            output.tensor(part.t() if piece.transposed else part)
     return {"names": [tensor.name for tensor in group], "changes": changes.as_json()}
 
 

@@ -43,6 +43,20 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Alternating:
+    """Rows of gate and up projection in turn: [2f, …] becomes the gate over the up projection."""
+
+    def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Take the even rows, then the odd ones."""
+        (rows,) = tensors
+        return torch.cat([rows[0::2], rows[1::2]])
+
+    def backward(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Return the rows in turn."""
+        return [torch.stack(whole.chunk(2), 1).flatten(0, 1)]
+
+
+@dataclass(frozen=True)
 class QueryKeyValue:
     """Q, K and V interleaved by query group: each group's queries, then its key, then its value.
 
@@ -186,4 +200,6 @@ class PadRows:
         return [whole[: self.rows]]
 
 
-Transform = Union[Copy, Stack, QueryKeyValue, DeltaNetInput, Concatenated, ZeroCentred, PadRows]
+Transform = Union[
+    Copy, Stack, Alternating, QueryKeyValue, DeltaNetInput, Concatenated, ZeroCentred, PadRows
+]

@@ -29,8 +29,8 @@ def install() -> None:
     _provide_recomputation()
     _provide_adam()
     _read_checkpoints_of_transformer_engine()
-    # Other releases arrange these two differently; a job that needs them there says so itself.
-    for provide in (_norm_uncompressed_query, _provide_gated_delta_net):
+    # Other releases arrange these differently; a job that needs them there says so itself.
+    for provide in (_provide_clamp, _norm_uncompressed_query, _provide_gated_delta_net):
         with contextlib.suppress(ImportError, AttributeError):
             provide()
     _skip_warm_up()
@@ -95,7 +95,10 @@ def _new_norm(
 
 
 def _provide_attention() -> None:
-    """Give the local attention context parallelism, MLA's head sizes and torch's fast kernel."""
+    """Give the local attention context parallelism, MLA's head sizes and torch's fast kernel.
+
+    Attention sinks (`--softmax-type`) and sliding windows are served there too.
+    """
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     DotProductAttention.__init__ = _attention_init(DotProductAttention.__init__)
@@ -112,13 +115,10 @@ def _attention_init(original: Callable[..., None]) -> Callable[..., None]:
         v_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if config.softmax_type != "vanilla" or config.window_size is not None:
-            return original(self, config, *args, **kwargs)
         alone = copy.copy(config)
         alone.context_parallel_size = 1
         original(self, alone, *args, **kwargs)
         self.config = config
-        self.run_fused = True
 
     return init
 
@@ -137,14 +137,19 @@ def _attention_forward(original: Callable[..., torch.Tensor]) -> Callable[..., t
         attn_mask_type: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        causal = (attn_mask_type or self.attn_mask_type) is AttnMaskType.causal
-        if not (getattr(self, "run_fused", False) and causal):
+        if (attn_mask_type or self.attn_mask_type) is not AttnMaskType.causal:
             return original(self, query, key, value, attention_mask, attn_mask_type, **kwargs)
         if kwargs.get("packed_seq_params") is not None:
             raise NotImplementedError("packed sequences need Transformer Engine's attention")
-        mask = None
+        mask, sinks, window = None, self.softmax_offset, self.scale_mask_softmax.window_size
+        own = keys = torch.arange(len(query))  # positions in the sequence
         if self.config.context_parallel_size > 1:
-            key, value, mask = _gather_context(key, value, self.pg_collection.cp)
+            key, value, own, keys = _gather_context(key, value, self.pg_collection.cp)
+        if window is not None or sinks is not None or own is not keys:
+            mask = _visible(own, keys, window)
+        if sinks is not None:
+            key, value = (F.pad(one, (0, 0, 0, 0, 0, 0, 0, 1)) for one in (key, value))
+            mask = _with_sinks(mask, sinks.to(query.dtype))
         dropout = self.attention_dropout.p if self.training else 0.0
         sequence, batch, heads, _ = query.shape
         # Where the sequence is not split, dropout must differ between tensor ranks.
@@ -164,10 +169,32 @@ def _attention_forward(original: Callable[..., torch.Tensor]) -> Callable[..., t
     return forward
 
 
+def _visible(own: torch.Tensor, keys: torch.Tensor, window: Any) -> torch.Tensor:
+    """Whether the query at each own position sees the key at each position: [queries, keys].
+
+    A window is how many tokens before the query's own it sees, and how many behind; -1: all.
+    """
+    distance = own[:, None] - keys
+    before, _ = window or (-1, 0)
+    return (distance >= 0) & (distance <= before) if before >= 0 else distance >= 0
+
+
+def _with_sinks(visible: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores, with one key more, whose score is a head's sink.
+
+    [queries, keys] and [heads] become [1, heads, queries, keys + 1]. The further key and its value
+    are zero, so it only takes its share of the softmax.
+    """
+    scores = sinks.new_zeros(visible.shape).masked_fill(~visible, float("-inf"))
+    shape = (1, len(sinks), len(scores))
+    last = sinks[None, :, None, None].expand(*shape, 1)
+    return torch.cat((scores.expand(*shape, -1), last), dim=-1)
+
+
 def _gather_context(
     key: torch.Tensor, value: torch.Tensor, group: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys and values of the whole sequence, and which of them each local query may see.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values of the whole sequence, the positions of the local queries, and the keys'.
 
     Of 2n chunks of the sequence, rank r of n holds chunks r and 2n-1-r, in this order.
     """
@@ -178,8 +205,8 @@ def _gather_context(
     ranks, chunk = group.size(), key.shape[0] // 2
     starts = torch.tensor([(rank, 2 * ranks - 1 - rank) for rank in range(ranks)]) * chunk
     positions = starts[..., None] + torch.arange(chunk)
-    own = positions[group.rank()].reshape(-1, 1)
-    return (*gathered.split((key.shape[-1], value.shape[-1]), dim=-1), own >= positions.reshape(-1))
+    own, keys = positions[group.rank()].reshape(-1), positions.reshape(-1)
+    return (*gathered.split((key.shape[-1], value.shape[-1]), dim=-1), own, keys)
 
 
 class DuplicatedLinear(torch.nn.Module):
@@ -209,6 +236,23 @@ class DuplicatedLinear(torch.nn.Module):
 
     def backward_dw(self) -> None:
         """Nothing is left to do: the weight's gradient comes with the input's."""
+
+
+def _provide_clamp() -> None:
+    """Have local experts add their bias before the clamp of quick GeGLU.
+
+    Transformer Engine's grouped layer has added it by then, and so has Megatron where nothing is
+    fused. Its fused function clamps first.
+    """
+    from megatron.core.transformer import mlp
+
+    original = mlp.weighted_bias_quick_geglu_impl
+
+    @functools.wraps(original)
+    def impl(input: torch.Tensor, bias: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return original(input if bias is None else input + bias, None, *args, **kwargs)
+
+    mlp.weighted_bias_quick_geglu_impl = impl
 
 
 def _provide_mla_projections() -> None:
@@ -413,7 +457,7 @@ def _read_checkpoints_of_transformer_engine() -> None:
         def rename(module: Any, state: dict[str, Any], prefix: str, *args: Any) -> None:
             for key in [key for key in state if key.startswith(prefix)]:
                 name = _GROUPED_EXPERT.sub(
-                    r"mlp.experts.local_experts.\2.\1.weight", key[len(prefix) :]
+                    r"mlp.experts.local_experts.\3.\1.\2", key[len(prefix) :]
                 )
                 for own, engines in names.items():
                     if name.startswith(engines):
@@ -435,7 +479,7 @@ def _read_checkpoints_of_transformer_engine() -> None:
     GPTModel.load_state_dict = without_scales
 
 
-_GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
+_GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 
 
 def _names_in_transformer_engine(layer: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,7 @@ PUBLISHED = Path(__file__).parents[1] / "megatron" / "published"
 # Models that no file of model_configs describes: their YAML, and what is published of them.
 MORE = Path(__file__).parent / "models"
 FP8 = ("DeepSeek-V3", "Kimi-K2")
-BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ FURTHER = [
     Recipe("GLM-4.5-Air", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
     Recipe("GLM-4.6", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
     Recipe("Qwen3.5-35B-A3B", "qwen3-5-moe", _SPLIT, _EXPERTS_WHOLE),
+    Recipe("gpt-oss-20b", "gpt-oss", _SPLIT, _EXPERTS_WHOLE),
+    Recipe("gpt-oss-120b", "gpt-oss", _SPLIT, _EXPERTS_WHOLE),
 ]
 
 
@@ -110,16 +113,30 @@ def published(model: str) -> Source:
             shapes[f"{mtp}eh_proj.weight"] = (hidden, 2 * hidden)
             shapes[f"{mtp}embed_tokens.weight"] = shapes["model.embed_tokens.weight"]
             shapes[f"{mtp}shared_head.head.weight"] = shapes["lm_head.weight"]
+    if config.model_type == "gpt_oss":
+        shapes = dict(_mxfp4(shapes))
     tensors = {}
     for name, shape in shapes.items():
         quantized = model in FP8 and "_proj" in name and "eh_proj" not in name
         kind = "F8_E4M3" if quantized else "F32" if "e_score" in name else "BF16"
+        kind = "U8" if name.endswith(("_blocks", "_scales")) else kind
         tensors[name] = Tensor(Path("meta"), kind, shape, 0, math.prod(shape) * BYTES[kind])
         if quantized:
             blocks = tuple(-(-size // 128) for size in shape)
             size = 4 * math.prod(blocks)
             tensors[f"{name}_scale_inv"] = Tensor(Path("meta"), "F32", blocks, 0, size)
     return Source(Path("meta"), described["config"], tensors)
+
+
+def _mxfp4(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors as gpt-oss is published: its stacks, [e, n, m], as blocks and scales of m rows."""
+    for name, shape in shapes.items():
+        if len(shape) == 3:
+            experts, columns, rows = shape
+            yield f"{name}_blocks", (experts, rows, columns // 32, 16)
+            yield f"{name}_scales", (experts, rows, columns // 32)
+        else:
+            yield name, shape
 
 
 def matched(recipe: Recipe) -> to_megatron.Mapped:

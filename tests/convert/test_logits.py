@@ -64,6 +64,13 @@ PARALLEL = {
         (*MTP, "--pipeline-model-parallel-layout", "Et|t|t|tmL"),
     ),
     "biases and norms, TP2": ("GLM-4.6", {"TP": "2"}, ()),
+    "MTP and biases, TP2 PP2 EP2 layout": (
+        "GLM-4.5-Air",
+        {"TP": "2", "PP": "2", "EP": "2"},
+        MTP_ON_2,
+    ),
+    "sinks and windows, TP2 EP2": ("gpt-oss", {"TP": "2", "EP": "2"}, ()),
+    "sinks and windows, PP2 VPP2 EP2": ("gpt-oss", {"PP": "2", "VPP": "2", "EP": "2"}, ()),
     "PP2 EP2, one layer last": (
         "Kimi-K2",
         {"PP": "2", "EP": "2"},
@@ -116,6 +123,10 @@ DAMAGE = {
     "GLM-4.5-Air": _apply("model.layers.4.eh_proj.weight", lambda w: w.roll(64, dims=1)),
     "GLM-4.6": _apply("model.layers.3.mlp.gate.e_score_correction_bias", torch.zeros_like),
     "Kimi-K2": _apply(f"{LAYER}mlp.gate.e_score_correction_bias", torch.zeros_like),
+    # Gate and up projection one over the other, where they are in turn.
+    "gpt-oss": _apply(
+        f"{LAYER}mlp.experts.gate_up_proj", lambda w: torch.cat((w[..., 0::2], w[..., 1::2]), -1)
+    ),
 }
 
 

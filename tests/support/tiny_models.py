@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
+FURTHER = "../../tests/convert/models"  # of models that model_configs does not describe
 ZERO_CENTRED = ("qwen3_next", "qwen3_5_moe_text")
 VOCABULARY = 250
 PADDED_VOCABULARY = 256  # by Megatron, to a multiple of 64 or of 128 at TP2
@@ -104,6 +105,36 @@ GLM_ARGUMENTS = {
     "--moe-router-enable-expert-bias": True,
     "--moe-router-dtype": "fp32",
     "--moe-shared-expert-intermediate-size": 48,
+}
+
+
+GPT_OSS = {
+    "num_key_value_heads": 2,
+    "head_dim": 24,  # times 4 heads: another width than the hidden size
+    "intermediate_size": 96,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "sliding_window": 6,  # within the sequence
+    "swiglu_limit": 0.9,  # in the range of the tiny experts' inputs
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+}
+GPT_OSS_ARGUMENTS = {
+    "--num-query-groups": 2,
+    "--kv-channels": 24,
+    "--moe-ffn-hidden-size": 96,
+    "--moe-router-topk": 3,
+    "--window-size": "5,0",
+    "--activation-func-clamp-value": 0.9,
 }
 
 
@@ -419,6 +450,7 @@ MODELS = {
             "--moe-router-topk-scaling-factor": 2.5,
         },
     ),
+    "gpt-oss": Tiny("gpt_oss", f"{FURTHER}/gpt-oss-20b", "gpt-oss", GPT_OSS, GPT_OSS_ARGUMENTS),
 }
 
 
