@@ -27,6 +27,14 @@ V2 = {
     "rope_theta": 10000,
     "rope_scaling": {**YARN, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707},
 }
+GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 V3 = {"scoring_func": "sigmoid", "norm_topk_prob": True, "rms_norm_eps": 1e-6}
 QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1000000, "rope_scaling": None}
 # What the published config.json of each model says that is no size.
@@ -89,6 +97,8 @@ PUBLISHED = {
         },
     ),
 }
+FURTHER = Path(__file__).parent / "models"  # their files have the whole of config.json
+PUBLISHED["gpt-oss-20b"] = ("gpt-oss", {})
 # What Megatron has no flag for.
 NOTED = {"DeepSeek-V2": "ranks a group by its best expert", "Kimi-K2": "beta_fast 1.0"}
 
@@ -98,13 +108,16 @@ def described(model: str) -> description.Description:
     """The job that a model's defaults describe."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     release = "0.18" if model == "DeepSeek-V2-Lite" else "0.19"
+    further = FURTHER / f"{model}.yaml"
+    model = str(further) if further.exists() else model
     environ = {**kept, "MODEL": model, "OUTPUT_PATH": "/output", "MCORE_RELEASE_VERSION": release}
     return description.from_launcher([], environ)
 
 
 def published(model: str) -> dict:
     """A model's config.json: its sizes, and what it says besides."""
-    sizes = json.loads((SIZES / f"{model}.json").read_text())["config"]
+    folder = FURTHER if (FURTHER / f"{model}.json").exists() else SIZES
+    sizes = json.loads((folder / f"{model}.json").read_text())["config"]
     return {**sizes, **PUBLISHED[model][1]}
 
 
@@ -168,13 +181,28 @@ def test_defaults_are_the_published_models(model: str) -> None:
         ("DeepSeek-V3", "rope_scaling", {**YARN, "beta_slow": 2}),
         ("Kimi-K2", "routed_scaling_factor", 2.5),
         ("Kimi-K2", "routed_scaling_factor", ABSENT),
+        ("gpt-oss-20b", "sliding_window", 127),
+        ("gpt-oss-20b", "sliding_window", None),
+        ("gpt-oss-20b", "layer_types", ["full_attention", "sliding_attention"] * 12),
+        ("gpt-oss-20b", "layer_types", ["full_attention"] * 24),
+        ("gpt-oss-20b", "swiglu_limit", 10.0),
+        ("gpt-oss-20b", "swiglu_alpha", 1.0),
+        ("gpt-oss-20b", "attention_bias", False),
+        ("gpt-oss-20b", "experts_per_token", 8),
+        ("gpt-oss-20b", "rope_theta", 10000),
+        ("gpt-oss-20b", "rope_scaling", {**GPT_OSS_YARN, "truncate": True}),
+        ("gpt-oss-20b", "rope_scaling", {**GPT_OSS_YARN, "beta_fast": 16}),
+        ("gpt-oss-20b", "rope_scaling", {**GPT_OSS_YARN, "factor": 16}),
+        ("gpt-oss-20b", "rope_scaling", {**GPT_OSS_YARN, "original_max_position_embeddings": 8192}),
+        ("gpt-oss-20b", "rope_scaling", {"rope_type": "linear", "factor": 4.0}),
     ],
 )
 def test_a_model_that_computes_otherwise_is_refused(model: str, key: str, wrong: object) -> None:
     with pytest.raises(UsageError, match="the source is another model: ") as refusal:
         check(model, **{key: wrong})
     named = {
-        "rope_scaling": "rope_type|factor|mscale_all_dim|original_max|beta_slow",
+        "rope_scaling": "rope_type|factor|mscale_all_dim|original_max|beta_slow|beta_fast|truncate",
+        "experts_per_token": "num_experts_per_tok",
         "full_attention_interval": "layer_types",
     }
     named = named.get(key, key)
@@ -211,13 +239,59 @@ def test_a_contradiction_is_named() -> None:
         check("Qwen3-30B-A3B", num_local_experts=64)
 
 
-def test_flags_that_change_an_architecture() -> None:
+@pytest.mark.parametrize(
+    ("model", "word", "value"),
+    [
+        ("Qwen3-30B-A3B", "--window-size", "128,0"),
+        ("Qwen3-30B-A3B", "--apply-layernorm-1p", None),
+        ("Qwen3-30B-A3B", "--rotary-interleaved", None),
+        ("Qwen3-30B-A3B", "--softmax-type", "off-by-one"),
+        ("Qwen3-30B-A3B", "--position-embedding-type", "yarn"),
+        ("DeepSeek-V3", "--glu-linear-offset", "1.0"),
+        ("gpt-oss-20b", "--softmax-type", "vanilla"),
+        ("gpt-oss-20b", "--glu-linear-offset", "0"),
+        ("gpt-oss-20b", "--window-attn-skip-freq", "4"),
+        ("gpt-oss-20b", "--window-size", "128,0"),
+        ("gpt-oss-20b", "--window-size", "127,1"),
+        ("gpt-oss-20b", "--activation-func-clamp-value", "8"),
+        ("gpt-oss-20b", "--qk-l2-norm", None),
+    ],
+)
+def test_flags_that_change_an_architecture(model: str, word: str, value: str | None) -> None:
+    table, found = TABLES[PUBLISHED[model][0]], described(model)
+    arguments = parse([*argv(found.arguments), word, *([value] if value else [])], "test")
+    with pytest.raises(UsageError, match=word):
+        configuration.check(published(model), table, found.shape.model, arguments)
+
+
+def test_a_flag_at_its_default_changes_nothing() -> None:
     table, found = TABLES["qwen3-moe"], described("Qwen3-30B-A3B")
-    for word, value in (("--window-size", ["128,0"]), ("--apply-layernorm-1p", [])):
-        words = [*argv(found.arguments), word, *value]
+    words = ["--softmax-type", "vanilla", "--glu-linear-offset", "0.0"]
+    arguments = parse([*argv(found.arguments), *words], "test")
+    configuration.check(published("Qwen3-30B-A3B"), table, found.shape.model, arguments)
+
+
+def test_biases_are_part_of_an_architecture() -> None:
+    """gpt-oss has them in every linear layer, the others in none."""
+    for model, change in (("gpt-oss-20b", "with"), ("Qwen3-30B-A3B", "without")):
+        table, found = TABLES[PUBLISHED[model][0]], described(model)
+        flag = "--disable-bias-linear"
+        words = [word for word in argv(found.arguments) if word != flag]
+        arguments = parse([*words, flag] if change == "with" else words, "test")
+        with pytest.raises(UsageError, match=flag):
+            configuration.check(published(model), table, found.shape.model, arguments)
+
+
+def test_the_window_by_a_list_of_layers() -> None:
+    table, found = TABLES["gpt-oss"], described("gpt-oss-20b")
+    for pattern, good in (("([1,0]*12)", True), ("([0,1]*12)", False)):
+        words = [*argv(found.arguments), "--window-attn-skip-freq", pattern]
         arguments = parse(words, "test")
-        with pytest.raises(UsageError, match=word):
-            configuration.check(published("Qwen3-30B-A3B"), table, found.shape.model, arguments)
+        if good:
+            configuration.check(published("gpt-oss-20b"), table, found.shape.model, arguments)
+        else:
+            with pytest.raises(UsageError, match="layer_types"):
+                configuration.check(published("gpt-oss-20b"), table, found.shape.model, arguments)
 
 
 def test_what_is_said_of_the_language_model_alone() -> None:

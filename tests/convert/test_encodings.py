@@ -106,6 +106,37 @@ def test_mxfp4_is_as_transformers_reads_it() -> None:
     assert torch.equal(encodings.unpack_mxfp4(blocks, scales), theirs.transpose(1, 2))
 
 
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def test_mxfp4_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    scheme = {"quantization_config": {"quant_method": "mxfp4"}}
+    blocks = torch.zeros(2, 6, 4, 16, dtype=torch.uint8)
+    found = {f"{EXPERTS}.down_proj_blocks": blocks}
+    with pytest.raises(UsageError, match=r"down_proj_blocks has no down_proj_scales beside it"):
+        decoded(tmp_path, found, scheme, "gpt-oss")
+    found[f"{EXPERTS}.down_proj_scales"] = torch.zeros(2, 6, 5, dtype=torch.uint8)
+    with pytest.raises(UsageError, match=r"with scales U8 \[2, 6, 5\]; U8 \[e, m, n/32, 16\] with"):
+        decoded(tmp_path, found, scheme, "gpt-oss")
+    with pytest.raises(UsageError, match=r"the source stores weights as U8 \(mxfp4\)"):
+        decoded(tmp_path, found, scheme, "qwen3-moe")
+    found = {f"{EXPERTS}.gate_up_proj_bias": torch.zeros(2, 3, 4)}
+    with pytest.raises(UsageError, match=r"other shapes than gpt-oss's: 1: .*_bias is F32 \[2, 3"):
+        decoded(tmp_path, found, {}, "gpt-oss")
+
+
+def test_a_scale_that_is_not_a_number_is_no_value(tmp_path: Path) -> None:
+    """Scale 255 is NaN in the format of the Open Compute Project."""
+    found = {
+        f"{EXPERTS}.down_proj_blocks": torch.full((2, 1, 1, 16), 0x20, dtype=torch.uint8),
+        f"{EXPERTS}.down_proj_scales": torch.tensor([[[127]], [[255]]], dtype=torch.uint8),
+    }
+    source = decoded(tmp_path, found, {}, "gpt-oss")
+    good, bad = (source.read(f"{EXPERTS}.{number}.down_proj.weight") for number in range(2))
+    assert good.tolist() == [[0.0, 1.0] * 16]
+    assert not bad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("name", "scales", "config", "expected"),
     [
@@ -250,10 +281,36 @@ def _e8m0(found: dict) -> tuple[dict, dict, dict]:
     return made, meant, {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
+def _mxfp4(found: dict) -> tuple[dict, dict, dict]:
+    """gpt-oss's way: the stacks of experts' matrices in blocks of 32 FP4 values, all else as it is."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    made, meant = {}, {}
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in found.items():
+        if tensor.dim() != 3:
+            made[name] = meant[name] = tensor
+            continue
+        experts, columns, rows = tensor.shape
+        shape = (experts, rows, columns // 32)
+        blocks = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(118, 125, shape, dtype=torch.uint8, generator=generator)
+        made[f"{name}_blocks"], made[f"{name}_scales"] = blocks, scales
+        meant[name] = convert_moe_packed_tensors(blocks, scales)
+    return made, meant, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("encode", [_int4, _e8m0], ids=["INT4", "E8M0"])
-def test_what_is_quantized_is_converted(encode: Callable, tmp_path: Path) -> None:
-    family, published = FAMILIES["deepseek-v3"], tmp_path / "published"
+@pytest.mark.parametrize("form", ["torch_dist", "legacy"])
+@pytest.mark.parametrize(
+    ("encode", "name"),
+    [(_int4, "deepseek-v3"), (_e8m0, "deepseek-v3"), (_mxfp4, "gpt-oss")],
+    ids=["INT4", "E8M0", "MXFP4"],
+)
+def test_what_is_quantized_is_converted(
+    encode: Callable, name: str, form: str, tmp_path: Path
+) -> None:
+    family, published = FAMILIES[name], tmp_path / "published"
     model = publish(published, family, shards=1)
     path = next(published.glob("*.safetensors"))
     found = {n: t.read() for n, t in hugging_face.read_header(path).items()}
@@ -263,8 +320,9 @@ def test_what_is_quantized_is_converted(encode: Callable, tmp_path: Path) -> Non
     write_shard(published / hugging_face.SINGLE, made)
     config = json.loads((published / "config.json").read_text())
     (published / "config.json").write_text(json.dumps({**config, "quantization_config": scheme}))
+    common = {"PP": 2, "EP": 2, "FORMAT": form}
     forth = environment(
-        model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made"
+        model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made", **common
     )
     assert convert(family, forth) == 0
     back = environment(
@@ -273,15 +331,18 @@ def test_what_is_quantized_is_converted(encode: Callable, tmp_path: Path) -> Non
         SOURCE_CKPT_PATH=tmp_path / "made" / "release",
         TARGET_CKPT_PATH=tmp_path / "back",
         LIKE_PATH=published,
+        **common,
     )
     assert convert(family, back) == 0
-    assert equal(tensors(tmp_path / "back"), meant)
+    written = hugging_face.open_source(tmp_path / "back").tensors
+    assert equal({name: one.read() for name, one in written.items()}, meant)
     assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch_dist", "legacy"])
 def test_tied_embeddings_that_are_stored_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """An output layer equal to the embedding is dropped and written back; another is an error."""
     plain = FAMILIES["qwen3"]
@@ -290,8 +351,9 @@ def test_tied_embeddings_that_are_stored_twice(
     published = tmp_path / "published"
     model = publish(published, family, shards=1)
     assert "lm_head.weight" in tensors(published)
+    common = {"TP": 2, "PP": 2, "FORMAT": form}
     forth = environment(
-        model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made"
+        model, family, SOURCE_CKPT_PATH=published, TARGET_CKPT_PATH=tmp_path / "made", **common
     )
     assert convert(family, forth) == 0
     back = environment(
@@ -300,6 +362,7 @@ def test_tied_embeddings_that_are_stored_twice(
         SOURCE_CKPT_PATH=tmp_path / "made",
         TARGET_CKPT_PATH=tmp_path / "back",
         LIKE_PATH=published,
+        **common,
     )
     assert convert(family, back) == 0
     assert equal(tensors(tmp_path / "back"), tensors(published))

@@ -34,6 +34,8 @@ CASES = [
             "2",
         ),
     ),
+    ("gpt-oss", "torch_dist", {}, ()),
+    ("gpt-oss", "legacy", {"TP": 2, "PP": 2, "EP": 4}, ()),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from launcher.convert.encodings import dequantize
-from launcher.convert.transforms import DeltaNetInput, QueryKeyValue, ZeroCentred
+from launcher.convert.transforms import Alternating, DeltaNetInput, QueryKeyValue, ZeroCentred
 
 
 def test_queries_keys_and_values_by_group() -> None:
@@ -35,6 +35,14 @@ def test_output_gates_stand_behind_a_groups_queries() -> None:
     join = QueryKeyValue(heads, groups, dim, gate=True)
     assert torch.equal(join.forward([q, k, v]), torch.cat(rows))
     assert all(map(torch.equal, join.backward(torch.cat(rows)), [q, k, v]))
+
+
+def test_rows_of_gate_and_up_projection_in_turn() -> None:
+    gate, up = torch.randn(2, 3, 5)
+    rows = torch.stack([row for pair in zip(gate, up) for row in pair])
+    assert torch.equal(Alternating().forward([rows]), torch.cat([gate, up]))
+    assert torch.equal(Alternating().backward(torch.cat([gate, up]))[0], rows)
+    assert torch.equal(Alternating().forward([rows[:, 0]]), torch.cat([gate, up])[:, 0])
 
 
 def test_delta_net_input() -> None:

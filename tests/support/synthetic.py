@@ -176,12 +176,25 @@ FAMILIES = {
             "quantization_config": {},
         },
     ),
+    "gpt-oss": Family(
+        "gpt-oss",
+        "../../tests/convert/models/gpt-oss-20b",
+        {**_GROUPED, "--moe-ffn-hidden-size": 96, "--window-size": "15,0"},
+        config={
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "num_local_experts": 8,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 16,
+        },
+    ),
 }
 
 
 def yaml(folder: Path, family: Family) -> Path:
     """Write a family's tiny model as the launcher reads it."""
-    path = folder / f"tiny-{family.model}.yaml"
+    path = folder / f"tiny-{Path(family.model).name}.yaml"
     sizes = "".join(f"  {flag}: {size}\n" for flag, size in {**_SIZES, **family.sizes}.items())
     parent = ROOT / "model_configs" / "benchmarking" / f"{family.model}.yaml"
     path.write_text(f"EXTENDS: {parent}\nMODEL_ARGS:\n{sizes}")
@@ -219,6 +232,8 @@ def publish(folder: Path, family: Family, fp8: bool = False, shards: int = 2) ->
             tensors[name] = torch.randn(shape)
         else:
             tensors[name] = torch.randn(shape).to(torch.bfloat16)
+    if table.alternating:
+        tensors = _stacked(tensors, table)
     listed = list(tensors)
     index = {}
     for number in range(shards):
@@ -231,6 +246,15 @@ def publish(folder: Path, family: Family, fp8: bool = False, shards: int = 2) ->
     config = {"model_type": table.model_types[0], **_CONFIG, **family.config}
     (folder / "config.json").write_text(json.dumps(config))
     return model
+
+
+def _stacked(tensors: dict[str, torch.Tensor], table: tables.Table) -> dict[str, torch.Tensor]:
+    """Put the experts' parts into the stacks in which their architecture is published."""
+    made: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        stack = encodings.Experts(table).stack_of(name, ())
+        made.setdefault(stack or name, []).append(tensor.t() if stack else tensor)
+    return {name: torch.stack(each) if each[1:] else each[0] for name, each in made.items()}
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
