@@ -147,6 +147,32 @@ _DEEPSEEK_V3 = Keys(
     _LATENT_ALIASES,
 )
 
+
+def _sparse(interleaved: bool, **others: object) -> Keys:
+    """Return the keys of DeepSeek-V3's architecture with sparse attention.
+
+    `interleaved` is the order in which the indexer rotates its queries and keys.
+    """
+    more = {
+        "index_topk": 2048,
+        "index_head_dim": 128,
+        "index_n_heads": 64,
+        "index_k_norm_eps": 1e-6,
+        "layer_types": None,
+        "mlp_layer_types": None,
+        **others,
+    }
+    # Its layers may share the choice of keys, which is not converted: then some have no indexer.
+    shared = {"index_topk_freq": (1,), "index_topk_pattern": (None,)}
+    order = {"indexer_rope_interleave": (interleaved,)}
+    return Keys(
+        {**_DEEPSEEK_V3.compared, **more},
+        {**_DEEPSEEK_V3.only, **shared, **order},
+        _DEEPSEEK_V3.ignored | {"index_skip_topk_offset", "index_share_for_mtp_iteration"},
+        _LATENT_ALIASES,
+    )
+
+
 KEYS: dict[str, Keys] = {
     "mixtral": Keys(
         {
@@ -279,6 +305,24 @@ KEYS: dict[str, Keys] = {
         _LATENT_ALIASES,
     ),
     "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek_v32": _sparse(False),
+    "glm_moe_dsa": _sparse(
+        True,
+        vocab_size=154880,
+        hidden_size=6144,
+        intermediate_size=12288,
+        num_hidden_layers=78,
+        num_attention_heads=64,
+        num_key_value_heads=64,
+        q_lora_rank=2048,
+        v_head_dim=256,
+        qk_nope_head_dim=192,
+        n_group=1,
+        topk_group=1,
+        rms_norm_eps=1e-5,
+        index_n_heads=32,
+        indexer_types=None,
+    ),
     "glm4_moe": Keys(
         {
             **_COMPARED,

@@ -395,22 +395,43 @@ def _moe_layers(published: Published, job: Described) -> list[Difference]:
 
 
 def _layer_types(published: Published, job: Described) -> list[Difference]:
-    """Which layers have linear attention, and which a sliding window."""
+    """Which layers have linear attention, a sliding window, or keys that an indexer chooses."""
     types = published["layer_types"]
-    if types is None and "sliding_window" in published.keys.compared:
+    if types is None and "index_topk" in published.keys.compared:
+        types = ["indexed"] * published.layers
+    elif types is None and "sliding_window" in published.keys.compared:
         types = ["full" if number % 2 else "sliding" for number in range(published.layers)]
     elif types is None:
         some = "full_attention_interval" in published.keys.compared
         every = int(published["full_attention_interval"]) if some else 1
         types = ["full" if (n + 1) % every == 0 else "linear" for n in range(published.layers)]
     types = [str(kind).removesuffix("_attention") for kind in types]
+    usual = "indexed" if job.model.indexer else "full"
     have = [
-        "linear" if linear else "sliding" if window else "full"
+        "linear" if linear else "sliding" if window else usual
         for linear, window in zip(job.model.linear, _windows(job))
     ]
-    sliding = {"sliding"} & {*types, *have}
-    flag = "--window-attn-skip-freq" if sliding else "--linear-attention-freq"
+    flags = {
+        "sliding": "--window-attn-skip-freq",
+        "indexed": "--experimental-attention-variant",
+        "linear": "--linear-attention-freq",
+    }
+    flag = next((flags[kind] for kind in flags if kind in {*types, *have}), flags["linear"])
     return [Difference("layer_types", types, flag, have)]
+
+
+def _mlp_layer_types(published: Published, job: Described) -> list[Difference]:
+    """Which layers are mixtures of experts, where a list says it."""
+    types = published["mlp_layer_types"]
+    have = ["sparse" if moe else "dense" for moe in job.model.moe]
+    return [Difference("mlp_layer_types", types or have, "--moe-layer-freq", have)]
+
+
+def _indexer_types(published: Published, job: Described) -> list[Difference]:
+    """Whether each layer has an indexer of its own; --dsa-indexer-topk-freq is 1 here."""
+    have = ["full"] * job.model.layers
+    types = published["indexer_types"] or have
+    return [Difference("indexer_types", types, "--dsa-indexer-topk-freq", have)]
 
 
 def _windows(job: Described) -> list[bool]:
@@ -481,12 +502,16 @@ def _net(field: str) -> Callable[[Described], Any]:
     return lambda job: getattr(job.model.linear_attention, field, None)
 
 
+def _chooser(field: str) -> Callable[[Described], Any]:
+    return lambda job: getattr(job.model.indexer, field, None)
+
+
 def _moe(field: str) -> Callable[[Described], Any]:
     return lambda job: getattr(job.model.experts, field, None)
 
 
 _SCALING, _SCORE = "--moe-router-topk-scaling-factor", "--moe-router-score-function"
-_CLAMP = "--activation-func-clamp-value"
+_TOPK, _CLAMP = "--dsa-indexer-topk", "--activation-func-clamp-value"
 # These keys are read with another key, or with the positions.
 _READ_ELSEWHERE = frozenset(
     {
@@ -514,6 +539,8 @@ _RULES: dict[str, Rule] = {
     "norm_topk_prob": _normalised,
     "n_group": _groups,
     "sliding_window": _window,
+    "mlp_layer_types": _mlp_layer_types,
+    "indexer_types": _indexer_types,
     "topk_method": _group_method,
     **dict(
         [
@@ -532,6 +559,16 @@ _RULES: dict[str, Rule] = {
             _plain("v_head_dim", "--v-head-dim", _attention("v_dim")),
             _plain("qkv_bias", "--add-qkv-bias", _attention("qkv_bias")),
             _plain("attention_bias", "--add-qkv-bias", _attention("qkv_bias")),
+            _plain("index_topk", _TOPK, lambda job: job.value(_TOPK)),
+            _plain("index_n_heads", "--dsa-indexer-n-heads", _chooser("heads")),
+            _plain("index_head_dim", "--dsa-indexer-head-dim", _chooser("head_dim")),
+            _plain(
+                "index_k_norm_eps",
+                "--dsa-indexer-k-norm-epsilon",
+                lambda job: job.value(
+                    "--dsa-indexer-k-norm-epsilon", job.value("--norm-epsilon", 1e-5)
+                ),
+            ),
             _plain("use_qk_norm", "--qk-layernorm", _attention("qk_norm")),
             _plain("swiglu_limit", _CLAMP, lambda job: job.value(_CLAMP)),
             _plain("moe_intermediate_size", "--moe-ffn-hidden-size", _moe("ffn")),

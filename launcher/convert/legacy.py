@@ -195,8 +195,9 @@ def _with_extra_states(job: Description, found: Mapping[str, Any]) -> OrderedDic
         module = names.stateful(name)
         if module:
             filled[f"{module}._extra_state"] = None
-            if module.endswith("self_attention.linear_proj"):
-                filled[f"{module.removesuffix('linear_proj')}core_attention._extra_state"] = None
+        core = names.core_attention(name, job.shape.model)
+        if core:
+            filled[f"{core}._extra_state"] = None
     return filled
 
 

@@ -44,6 +44,8 @@ def _fused(layer: Layer, model: Model) -> Iterator[tuple[str, str]]:
     """Return the norms of a layer that Transformer Engine fuses: their names apart, and fused."""
     if layer.linear:
         yield "input_layernorm.", "self_attention.in_proj.layer_norm_"
+    elif model.indexer:  # which reads the normalised queries too
+        pass
     elif model.attention.latent:
         yield "self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_"
         yield "self_attention.kv_layernorm.", "self_attention.linear_kv_up_proj.layer_norm_"
@@ -106,6 +108,15 @@ def place(parameter: Parameter, layer: Layer | None, model: Model, naming: Namin
         stack.append(model.experts.count)
         index.append(int(expert[1]))
     return Place(key + sharded(relative, layer, model), tuple(stack), tuple(index))
+
+
+def core_attention(name: str, model: Model) -> str | None:
+    """Return the attention beside a projection's weight, if Megatron saves an `_extra_state`.
+
+    It is Transformer Engine's; sparse attention is Megatron's own.
+    """
+    found = None if model.indexer else re.fullmatch(r"(.*\.)linear_proj\.weight", name)
+    return found and f"{found[1]}core_attention"
 
 
 _WEIGHT = re.compile(r"\.(layer_norm_)?(weight|bias)\d*$")

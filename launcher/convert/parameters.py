@@ -122,7 +122,20 @@ def _latent(model: Model) -> Iterator[Parameter]:
     if attention.qk_norm:
         yield Parameter("kv_layernorm.weight", (attention.kv_rank,))
     yield Parameter("linear_kv_up_proj.weight", (kv_rows, attention.kv_rank), axis=0)
+    yield from _indexer(model)
     yield Parameter("linear_proj.weight", (hidden, attention.heads * attention.v_dim), axis=1)
+
+
+def _indexer(model: Model) -> Iterator[Parameter]:
+    """Return what chooses the keys of sparse attention; it is whole on every rank."""
+    chooser, start = model.indexer, "core_attention.indexer."
+    if chooser:
+        queries = (chooser.heads * chooser.head_dim, model.attention.q_rank or model.hidden)
+        yield Parameter(f"{start}linear_wq_b.weight", queries)
+        yield Parameter(f"{start}linear_wk.weight", (chooser.head_dim, model.hidden))
+        yield Parameter(f"{start}k_norm.weight", (chooser.head_dim,))
+        yield Parameter(f"{start}k_norm.bias", (chooser.head_dim,))
+        yield Parameter(f"{start}linear_weights_proj.weight", (chooser.heads, model.hidden))
 
 
 def _delta_net(model: Model) -> Iterator[Parameter]:

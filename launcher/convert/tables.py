@@ -89,6 +89,18 @@ def _latent(model: Model) -> Rows:
     )
 
 
+INDEXER: Rows = tuple(
+    (f"self_attention.core_attention.indexer.{ours}", copy, (f"self_attn.indexer.{theirs}",))
+    for ours, theirs in (
+        ("linear_wq_b.weight", "wq_b.weight"),
+        ("linear_wk.weight", "wk.weight"),
+        ("k_norm.weight", "k_norm.weight"),
+        ("k_norm.bias", "k_norm.bias"),
+        ("linear_weights_proj.weight", "weights_proj.weight"),
+    )
+)
+
+
 def _delta_net(model: Model, how: Transform, inputs: tuple[str, ...]) -> Rows:
     """Gated delta net. Its own norm is centred on one in transformers, on zero in Megatron."""
     names = tuple(f"linear_attn.{name}.weight" for name in inputs)
@@ -172,6 +184,10 @@ def _deepseek_v2(model: Model, layer: Layer) -> Rows:
 
 def _deepseek_v3(model: Model, layer: Layer) -> Rows:
     return _deepseek_v2(model, layer) + (SCORE_BIAS if layer.moe else ())
+
+
+def _deepseek_v3_2(model: Model, layer: Layer) -> Rows:
+    return _deepseek_v3(model, layer) + INDEXER
 
 
 def _glm4_moe(model: Model, layer: Layer) -> Rows:
@@ -273,8 +289,12 @@ ARGUMENTS: Mapping[str, object] = {
     "--apply-layernorm-1p": False,
     "--apply-residual-connection-post-layernorm": False,
     "--disable-bias-linear": True,
+    "--disable-dsa-indexer-scoring-relu": False,
+    "--dsa-indexer-rope-interleaved": False,
+    "--dsa-indexer-topk-freq": "1",
     "--glu-linear-offset": "0",
     "--moe-apply-probs-on-input": False,
+    "--no-dsa-indexer-scoring-relu": False,
     "--no-rope-freq": None,
     "--qk-l2-norm": False,
     "--quick-geglu": False,
@@ -314,6 +334,19 @@ TABLES = {
             ("deepseek_v3", "kimi_k2"),
             _deepseek_v3,
             Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
+        ),
+        Table(
+            "deepseek-v3.2",
+            ("deepseek_v32",),
+            _deepseek_v3_2,
+            Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
+        ),
+        Table(
+            "glm-moe-dsa",
+            ("glm_moe_dsa",),
+            _deepseek_v3_2,
+            Mtp(_deepseek_mtp_layer, _deepseek_head, 1, _deepseek_twins),
+            arguments={"--dsa-indexer-rope-interleaved": True},
         ),
         Table(
             "glm4-moe",

@@ -160,8 +160,8 @@ def extra_states(job: Description) -> list[str]:
         index = ".".join(map(str, where.index or (0,)))
         sizes = ".".join(map(str, where.stack or (1,)))
         keys[f"{module}._extra_state/shard_{index}_{sizes}"] = None
-        if module.endswith("self_attention.linear_proj"):
-            core = module.removesuffix("linear_proj") + "core_attention"
+        core = names.core_attention(where.key, model)
+        if core:
             keys[f"{core}._extra_state/shard_{index}_{sizes}"] = None
     return list(keys)
 

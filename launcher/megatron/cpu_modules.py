@@ -278,6 +278,10 @@ def _provide_mla_projections() -> None:
     setattr(gpt_layer_specs, name, undivided)
     # Megatron asks for a duplicated layer only where the class has this name.
     multi_latent_attention.TELinear = DuplicatedLinear
+    with contextlib.suppress(ImportError):  # sparse attention's, since 0.18
+        from megatron.core.transformer.experimental_attention_variant import absorbed_mla
+
+        absorbed_mla.TELinear = DuplicatedLinear
 
 
 def _provide_experts() -> None:
@@ -489,7 +493,7 @@ def _names_in_transformer_engine(layer: Any) -> dict[str, str]:
         names["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
     elif hasattr(attention, "in_proj"):
         names["input_layernorm."] = "self_attention.in_proj.layer_norm_"
-    else:
+    elif not hasattr(attention.core_attention, "indexer"):  # which needs its norms apart
         names["self_attention.q_layernorm."] = "self_attention.linear_q_up_proj.layer_norm_"
         names["self_attention.linear_q_proj.norm."] = "self_attention.linear_q_proj.layer_norm_"
         names["self_attention.kv_layernorm."] = "self_attention.linear_kv_up_proj.layer_norm_"

@@ -98,9 +98,20 @@ PUBLISHED = {
     ),
 }
 FURTHER = Path(__file__).parent / "models"  # their files have the whole of config.json
-PUBLISHED["gpt-oss-20b"] = ("gpt-oss", {})
+PUBLISHED.update(
+    {
+        "gpt-oss-20b": ("gpt-oss", {}),
+        "gpt-oss-120b": ("gpt-oss", {}),
+        "DeepSeek-V3.2": ("deepseek-v3.2", {}),
+        "GLM-5": ("glm-moe-dsa", {}),
+    }
+)
 # What Megatron has no flag for.
-NOTED = {"DeepSeek-V2": "ranks a group by its best expert", "Kimi-K2": "beta_fast 1.0"}
+NOTED = {
+    "DeepSeek-V2": "ranks a group by its best expert",
+    "Kimi-K2": "beta_fast 1.0",
+    "GLM-5": "epsilon 1e-06 and the others 1e-05",
+}
 
 
 @cache
@@ -181,6 +192,16 @@ def test_defaults_are_the_published_models(model: str) -> None:
         ("DeepSeek-V3", "rope_scaling", {**YARN, "beta_slow": 2}),
         ("Kimi-K2", "routed_scaling_factor", 2.5),
         ("Kimi-K2", "routed_scaling_factor", ABSENT),
+        ("DeepSeek-V3.2", "index_topk", 1024),
+        ("DeepSeek-V3.2", "index_n_heads", 32),
+        ("DeepSeek-V3.2", "index_head_dim", 64),
+        ("DeepSeek-V3.2", "indexer_rope_interleave", True),
+        ("DeepSeek-V3.2", "mlp_layer_types", ["dense"] * 4 + ["sparse"] * 57),
+        ("DeepSeek-V3.2", "layer_types", ["full_attention"] * 61),
+        ("GLM-5", "indexer_rope_interleave", False),
+        ("GLM-5", "index_topk_freq", 4),
+        ("GLM-5", "index_topk_pattern", "FFFS" * 19 + "FF"),
+        ("GLM-5", "indexer_types", ["full", "full", "shared"] * 26),
         ("gpt-oss-20b", "sliding_window", 127),
         ("gpt-oss-20b", "sliding_window", None),
         ("gpt-oss-20b", "layer_types", ["full_attention", "sliding_attention"] * 12),
@@ -248,6 +269,10 @@ def test_a_contradiction_is_named() -> None:
         ("Qwen3-30B-A3B", "--softmax-type", "off-by-one"),
         ("Qwen3-30B-A3B", "--position-embedding-type", "yarn"),
         ("DeepSeek-V3", "--glu-linear-offset", "1.0"),
+        ("DeepSeek-V3.2", "--dsa-indexer-rope-interleaved", None),
+        ("DeepSeek-V3.2", "--no-dsa-indexer-scoring-relu", None),
+        ("DeepSeek-V3.2", "--dsa-indexer-topk-freq", "4"),
+        ("GLM-5", "--dsa-indexer-k-norm-epsilon", "1e-5"),
         ("gpt-oss-20b", "--softmax-type", "vanilla"),
         ("gpt-oss-20b", "--glu-linear-offset", "0"),
         ("gpt-oss-20b", "--window-attn-skip-freq", "4"),
@@ -311,7 +336,14 @@ def test_what_is_said_of_the_language_model_alone() -> None:
 
 
 KINDS = [kind for table in TABLES.values() for kind in table.model_types]
-SIZED_BY_OTHERS = {"head_dim", "layer_types", "num_key_value_heads"}  # None until they are known
+# None until they are known.
+SIZED_BY_OTHERS = {
+    "head_dim",
+    "indexer_types",
+    "layer_types",
+    "mlp_layer_types",
+    "num_key_value_heads",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

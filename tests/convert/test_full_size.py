@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from tests.support.synthetic import FAMILIES, environment
 PUBLISHED = Path(__file__).parents[1] / "megatron" / "published"
 # Models that no file of model_configs describes: their YAML, and what is published of them.
 MORE = Path(__file__).parent / "models"
-FP8 = ("DeepSeek-V3", "Kimi-K2")
+FP8 = ("DeepSeek-V3", "DeepSeek-V3.2", "Kimi-K2")
+_QUANTIZED = r"(?<!\.eh|ights)_proj\.|\.indexer\.w(q_b|k)\."
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 
 
@@ -75,6 +77,8 @@ FURTHER = [
     Recipe("GLM-4.5-Air", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
     Recipe("GLM-4.6", "glm4-moe", _SPLIT, _EXPERTS_WHOLE),
     Recipe("Qwen3.5-35B-A3B", "qwen3-5-moe", _SPLIT, _EXPERTS_WHOLE),
+    Recipe("DeepSeek-V3.2", "deepseek-v3.2"),
+    Recipe("GLM-5", "glm-moe-dsa", _SPLIT, _EXPERTS_WHOLE),
     Recipe("gpt-oss-20b", "gpt-oss", _SPLIT, _EXPERTS_WHOLE),
     Recipe("gpt-oss-120b", "gpt-oss", _SPLIT, _EXPERTS_WHOLE),
 ]
@@ -117,7 +121,7 @@ def published(model: str) -> Source:
         shapes = dict(_mxfp4(shapes))
     tensors = {}
     for name, shape in shapes.items():
-        quantized = model in FP8 and "_proj" in name and "eh_proj" not in name
+        quantized = model in FP8 and re.search(_QUANTIZED, name)
         kind = "F8_E4M3" if quantized else "F32" if "e_score" in name else "BF16"
         kind = "U8" if name.endswith(("_blocks", "_scales")) else kind
         tensors[name] = Tensor(Path("meta"), kind, shape, 0, math.prod(shape) * BYTES[kind])

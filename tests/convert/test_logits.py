@@ -69,6 +69,11 @@ PARALLEL = {
         {"TP": "2", "PP": "2", "EP": "2"},
         MTP_ON_2,
     ),
+    "sparse, TP2 PP2 EP2 layout": (
+        "DeepSeek-V3.2",
+        {"TP": "2", "PP": "2", "EP": "2"},
+        MTP_ON_2,
+    ),
     "sinks and windows, TP2 EP2": ("gpt-oss", {"TP": "2", "EP": "2"}, ()),
     "sinks and windows, PP2 VPP2 EP2": ("gpt-oss", {"PP": "2", "VPP": "2", "EP": "2"}, ()),
     "PP2 EP2, one layer last": (
@@ -122,6 +127,9 @@ DAMAGE = {
     "Moonlight": _apply(f"{LAYER}self_attn.kv_a_proj_with_mqa.weight", _halved_rotation),
     "GLM-4.5-Air": _apply("model.layers.4.eh_proj.weight", lambda w: w.roll(64, dims=1)),
     "GLM-4.6": _apply("model.layers.3.mlp.gate.e_score_correction_bias", torch.zeros_like),
+    # Each head of the indexer has its neighbour's weight.
+    "DeepSeek-V3.2": _apply(f"{LAYER}self_attn.indexer.weights_proj.weight", lambda w: w.roll(1, 0)),
+    "GLM-5": _apply(f"{LAYER}self_attn.indexer.k_norm.bias", torch.ones_like),
     "Kimi-K2": _apply(f"{LAYER}mlp.gate.e_score_correction_bias", torch.zeros_like),
     # Gate and up projection one over the other, where they are in turn.
     "gpt-oss": _apply(

@@ -98,21 +98,79 @@ def _config(**changes):
     )
 
 
-def test_attention_is_megatrons_local_one() -> None:
+def _attention(changes: dict, groups: SimpleNamespace):
+    """Megatron's local attention, of four heads of 8, as the CPU device has it."""
     from megatron.core import parallel_state
     from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
 
+    parallel_state.destroy_global_memory_buffer()
     parallel_state._set_global_memory_buffer()
-    groups = SimpleNamespace(tp=SimpleNamespace(size=lambda: 1))
-    config = _config(num_query_groups=2, masked_softmax_fusion=False, sequence_parallel=False)
+    config = _config(num_query_groups=2, masked_softmax_fusion=False, **changes)
     attention = DotProductAttention(config, 1, AttnMaskType.causal, "self", pg_collection=groups)
-    attention.eval()
+    attention.config.sequence_parallel = True  # Megatron's own then draws no random numbers
+    return attention.eval()
+
+
+VARIANTS = [
+    {},
+    {"softmax_type": "learnable"},
+    {"window_size": (2, 0)},
+    {"softmax_type": "learnable", "window_size": (2, 0)},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_attention_is_megatrons_local_one(changes: dict) -> None:
+    attention = _attention(changes, SimpleNamespace(tp=SimpleNamespace(size=lambda: 1)))
     query, key, value = torch.rand(6, 2, 4, 8), torch.rand(6, 2, 2, 8), torch.rand(6, 2, 2, 8)
-    config.sequence_parallel = True  # Megatron's own then draws no random numbers
     mask = torch.ones(6, 6, dtype=torch.bool).triu(1)[None, None]
-    expected = DotProductAttention.forward.__wrapped__(attention, query, key, value, mask)
-    torch.testing.assert_close(attention(query, key, value, None), expected)
+    found = {}
+    for name, forward in (
+        ("theirs", type(attention).forward.__wrapped__),
+        ("ours", type(attention).forward),
+    ):
+        given = query.clone().requires_grad_()
+        result = forward(attention, given, key, value, mask)
+        wanted = [given, *attention.parameters()]
+        found[name] = [result, *torch.autograd.grad(result.square().sum(), wanted)]
+    torch.testing.assert_close(found["ours"], found["theirs"])
+    assert len(found["ours"]) == (3 if "softmax_type" in changes else 2)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_attention_with_context_parallelism(
+    changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four chunks of a sequence, one rank has the first and the last, the other those between."""
+    from megatron.core.tensor_parallel import mappings
+
+    whole = [torch.rand(8, 2, heads, 8) for heads in (4, 2, 2)]
+    attention = _attention(changes, SimpleNamespace(tp=SimpleNamespace(size=lambda: 1)))
+    expected = attention(*whole, None)
+    parts = torch.tensor([[0, 1, 6, 7], [2, 3, 4, 5]])
+    gathered = torch.cat(whole[1:], -1)[parts.flatten()]
+    monkeypatch.setattr(
+        mappings, "gather_from_sequence_parallel_region", lambda part, group: gathered
+    )
+    attention.config.context_parallel_size = 2
+    for rank, own in enumerate(parts):
+        group = SimpleNamespace(size=lambda: 2, rank=lambda rank=rank: rank)
+        attention.pg_collection = SimpleNamespace(cp=group)
+        found = attention(*(tensor[own] for tensor in whole), None)
+        torch.testing.assert_close(found, expected[own])
+
+
+def test_experts_add_their_bias_before_the_clamp() -> None:
+    """As Transformer Engine's grouped layer does, and as Megatron where nothing is fused."""
+    from megatron.core.transformer import mlp
+
+    rows, bias, weights = torch.randn(5, 12), torch.randn(12), torch.rand(5, 1)
+    with torch.compiler.set_stance("force_eager"):
+        found = mlp.weighted_bias_quick_geglu_impl(rows, bias, weights, False, 1.0, 0.7)
+    gate, up = (rows + bias).chunk(2, -1)
+    gate, up = gate.clamp(max=0.7), up.clamp(-0.7, 0.7)
+    torch.testing.assert_close(found, gate * torch.sigmoid(1.702 * gate) * (up + 1) * weights)
 
 
 @pytest.mark.parametrize("normalization", ["RMSNorm", "LayerNorm"])

@@ -108,6 +108,13 @@ GLM_ARGUMENTS = {
 }
 
 
+# So many heads that no two tokens have the same score, which is 0 where no head likes them.
+INDEXER = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 6}
+INDEXER_ARGUMENTS = {
+    "--dsa-indexer-n-heads": 16,
+    "--dsa-indexer-head-dim": 16,
+    "--dsa-indexer-topk": 6,
+}
 GPT_OSS = {
     "num_key_value_heads": 2,
     "head_dim": 24,  # times 4 heads: another width than the hidden size
@@ -397,6 +404,7 @@ MODELS = {
             "--linear-num-value-heads": 4,
             "--moe-shared-expert-intermediate-size": 40,
         },
+        mtp="mtp.",
     ),
     # DeepSeek-V3's architecture without query compression and without YaRN.
     "Moonlight": Tiny(
@@ -429,6 +437,61 @@ MODELS = {
             "--moe-shared-expert-intermediate-size": 96,
         },
         release="0.18",  # as DeepSeek-V2-Lite
+    ),
+    "DeepSeek-V3.2": Tiny(
+        "deepseek_v32",
+        f"{FURTHER}/DeepSeek-V3.2",
+        "deepseek-v3.2",
+        {
+            **LATENT,
+            **INDEXER,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 4,
+            "n_group": 4,
+            "topk_group": 2,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "num_nextn_predict_layers": 1,
+            "rope_parameters": yarn(10000, 40, 1.0),
+            "max_position_embeddings": 163840,
+        },
+        {
+            **LATENT_ARGUMENTS,
+            **INDEXER_ARGUMENTS,
+            "--moe-router-topk": 4,
+            "--moe-router-num-groups": 4,
+            "--moe-router-group-topk": 2,
+            "--moe-shared-expert-intermediate-size": 48,
+        },
+        mtp="model.layers.4.",
+    ),
+    "GLM-5": Tiny(
+        "glm_moe_dsa",
+        f"{FURTHER}/GLM-5",
+        "glm-moe-dsa",
+        {
+            # The published epsilon is 1e-5; as for Moonlight.
+            **LATENT,
+            **INDEXER,
+            "rms_norm_eps": 1e-6,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "num_nextn_predict_layers": 1,
+            "rope_parameters": plain(1e6),
+            "max_position_embeddings": 202752,
+        },
+        {
+            **LATENT_ARGUMENTS,
+            **INDEXER_ARGUMENTS,
+            "--norm-epsilon": 1e-6,
+            "--moe-router-topk": 4,
+            "--moe-shared-expert-intermediate-size": 48,
+        },
+        mtp="model.layers.4.",
     ),
     # Air has no norms of queries and keys, the larger GLM-4.5 and GLM-4.6 have.
     "GLM-4.5-Air": Tiny("glm4_moe", "base/qwen", "glm4-moe", GLM, GLM_ARGUMENTS, "model.layers.4."),
@@ -534,7 +597,7 @@ def make(name: str) -> Made:
     if tiny.mtp:
         values["num_hidden_layers"] = layers + 1
     config = AutoConfig.for_model(tiny.model_type, **values)
-    if tiny.model_type == "qwen3_next":  # MTP's layer has full attention, like the last
+    if tiny.model_type in ZERO_CENTRED:  # MTP's layer has full attention, like the last
         config.layer_types[layers:] = [config.layer_types[layers - 1]]
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
@@ -543,8 +606,9 @@ def make(name: str) -> Made:
     mtp = {}
     if tiny.mtp:
         config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+        for key in ("layer_types", "mlp_layer_types", "indexer_types"):
+            if getattr(config, key, None):
+                setattr(config, key, getattr(config, key)[:layers])
         mtp = {name: torch.empty(hidden) for name in ("enorm", "hnorm", "final_layernorm")}
         mtp["eh_proj"] = torch.empty(hidden, 2 * hidden)
     kept = model.state_dict()
@@ -651,4 +715,5 @@ def mtp_logits(made: Made, ids: torch.Tensor | None = None) -> torch.Tensor:
         attention_mask=mask,
         position_ids=positions,
     )
+    x = x[0] if isinstance(x, tuple) else x
     return made.model.lm_head(normalise("final_layernorm", x))
