@@ -37,7 +37,7 @@ PUBLISHED = Path(__file__).parents[1] / "megatron" / "published"
 # Models that no file of model_configs describes: their YAML, and what is published of them.
 MORE = Path(__file__).parent / "models"
 FP8 = ("DeepSeek-V3", "DeepSeek-V3.2", "Kimi-K2")
-_QUANTIZED = r"(?<!\.eh|ights)_proj\.|\.indexer\.w(q_b|k)\."
+_QUANTIZED = r"(?<!\.eh)(?<!weights)_proj|\.indexer\.w(q_b|k)\."
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 
 

@@ -1,7 +1,8 @@
-"""Logits of real Megatron models from checkpoints, on the CPU; torchrun starts it.
+"""Logits of real Megatron models from checkpoints, on the CPU.
 
-    python -m torch.distributed.run --standalone --nproc-per-node RANKS megatron_logits.py CASES
+    python megatron_logits.py RANKS CASES
 
+One process imports torch and Megatron and forks the ranks, as imports cost more than tiny models.
 CASES is a JSON file: [{"argv": [Megatron's arguments], "release": "0.19", "tokens": FILE,
 "out": FILE}, …]. For each case Megatron parses and validates the arguments, builds its model, loads
 the checkpoint of --load and runs its own pipeline schedule over the tokens ([sequences, length], a
@@ -14,26 +15,72 @@ One start serves many cases: between them everything that Megatron keeps globall
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main() -> None:
-    """Run every case of the file that is named on the command line."""
+def main() -> int:
+    """Run every case of the file that is named on the command line; return 1 if a rank failed."""
     sys.path.append(str(ROOT))
+    ranks = int(sys.argv[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(ranks),
+        LOCAL_WORLD_SIZE=str(ranks),
+    )
     from launcher.megatron import cpu_device
 
     cpu_device.install()
-    import torch.distributed
-
     from launcher.megatron import gpt
 
     gpt.allow_mtp_with_attention_variants()
-    for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    cases = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    children = [_fork(rank, cases) for rank in range(ranks)]
+    failed = False
+    while children:
+        done, status = os.wait()
+        children.remove(done)
+        if status and not failed:
+            failed = True
+            for child in children:  # they would wait for the one that failed
+                os.kill(child, signal.SIGTERM)
+    return int(failed)
+
+
+def _fork(rank: int, cases: list[dict[str, Any]]) -> int:
+    """Start a rank; return its process."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        _run_all(cases)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run_all(cases: list[dict[str, Any]]) -> None:
+    import torch.distributed
+
+    for case in cases:
         started = time.monotonic()
         run(case)
         if torch.distributed.get_rank() == 0:
@@ -151,4 +198,4 @@ def _logits(model: list[Any], tokens: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,8 +64,7 @@ def megatron_logits(
         for number, case in enumerate(cases)
     ]
     (folder / "cases.json").write_text(json.dumps(described), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(LOGITS), str(folder / "cases.json")]
+    command = [sys.executable, str(LOGITS), str(ranks), str(folder / "cases.json")]
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environment = {
         **kept,
