@@ -435,7 +435,7 @@ def _indexer_types(published: Published, job: Described) -> list[Difference]:
 
 
 def _windows(job: Described) -> list[bool]:
-    """Return for each layer whether its attention has a window (Megatron's transformer/utils.py)."""
+    """Return for each layer whether its attention has a window (is_layer_window_attention)."""
     size, skip = job.value("--window-size"), job.value("--window-attn-skip-freq")
     layers = job.model.layers
     if size is None or skip is None:

@@ -123,6 +123,12 @@ def _check(described: Shape, arguments: Arguments, release: str) -> None:
     for axis, ranks, name, size in splits:
         if size % ranks:
             raise UsageError(f"{axis}={ranks} does not divide {name} {size}")
+    if model.indexer and release in ("0.15", "0.16", "0.17", "0.18"):
+        raise UsageError(
+            f"Megatron-Core {release} rotates the queries and keys of the sparse attention's "
+            "indexer wrongly, so it would choose other keys than the published model. Convert "
+            "for, and train with, MCORE_RELEASE_VERSION=0.19 or dev"
+        )
     attention = model.attention
     if release == "0.19" and attention.latent and attention.q_rank is None and attention.qk_norm:
         raise UsageError(

@@ -48,3 +48,21 @@ def test_ranks_that_occur_together(tp: int, ep: int, etp: int, expected: set) ->
     described = description.from_launcher(words, environ)
     assert set(described.tensor_expert) == expected
     assert len(legacy.ranks(described)) == len(expected)
+
+
+MODELS = Path(__file__).parent / "models"
+
+
+def test_sparse_attention_of_an_old_release_is_refused() -> None:
+    """Releases before 0.19 choose other keys (NVIDIA/Megatron-LM, pull request 3026)."""
+    environ = environment(MODELS / "DeepSeek-V3.2.yaml", FAMILIES["deepseek-v3"])
+    found = description.from_launcher([], environ)
+    assert found.shape.model.indexer
+    with pytest.raises(UsageError, match=r"0\.18 rotates the queries and keys of the sparse"):
+        description.from_arguments(found.arguments, 8, "0.18")
+
+
+def test_experts_with_biases_are_not_split() -> None:
+    environ = environment(MODELS / "gpt-oss-20b.yaml", FAMILIES["gpt-oss"], TP=2)
+    with pytest.raises(UsageError, match="ETP=2: Megatron does not split experts that have biases"):
+        description.from_launcher(["--expert-tensor-parallel-size", "2"], environ)

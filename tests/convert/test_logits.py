@@ -128,7 +128,9 @@ DAMAGE = {
     "GLM-4.5-Air": _apply("model.layers.4.eh_proj.weight", lambda w: w.roll(64, dims=1)),
     "GLM-4.6": _apply("model.layers.3.mlp.gate.e_score_correction_bias", torch.zeros_like),
     # Each head of the indexer has its neighbour's weight.
-    "DeepSeek-V3.2": _apply(f"{LAYER}self_attn.indexer.weights_proj.weight", lambda w: w.roll(1, 0)),
+    "DeepSeek-V3.2": _apply(
+        f"{LAYER}self_attn.indexer.weights_proj.weight", lambda w: w.roll(1, 0)
+    ),
     "GLM-5": _apply(f"{LAYER}self_attn.indexer.k_norm.bias", torch.ones_like),
     "Kimi-K2": _apply(f"{LAYER}mlp.gate.e_score_correction_bias", torch.zeros_like),
     # Gate and up projection one over the other, where they are in turn.

@@ -139,9 +139,7 @@ def test_attention_is_megatrons_local_one(changes: dict) -> None:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_attention_with_context_parallelism(
-    changes: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_with_context_parallelism(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four chunks of a sequence, one rank has the first and the last, the other those between."""
     from megatron.core.tensor_parallel import mappings
 
