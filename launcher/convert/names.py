@@ -115,8 +115,10 @@ def core_attention(name: str, model: Model) -> str | None:
 
     It is Transformer Engine's; sparse attention is Megatron's own.
     """
-    found = None if model.indexer else re.fullmatch(r"(.*\.)linear_proj\.weight", name)
-    return found and f"{found[1]}core_attention"
+    last = "linear_proj.weight"
+    if model.indexer or not name.endswith(f".{last}"):
+        return None
+    return name[: -len(last)] + "core_attention"
 
 
 _WEIGHT = re.compile(r"\.(layer_norm_)?(weight|bias)\d*$")
