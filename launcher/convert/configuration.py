@@ -255,6 +255,13 @@ def _architecture(job: Described) -> Iterator[str]:
             yield f"{job.table.name} models are {'' if wanted else 'not '}trained with {flag}"
         else:
             yield f"{job.table.name} models have {flag} {wanted}, the job {given}"
+    # weighted_bias_quick_geglu_impl (megatron/core/fusions/fused_bias_geglu.py)
+    fused = not {"--moe-grouped-gemm", "--no-bias-gelu-fusion"} & set(job.arguments)
+    if fused and job.model.linear_bias and job.value("--activation-func-clamp-value"):
+        yield (
+            "without --moe-grouped-gemm Megatron's fused activation clamps before it adds the "
+            "biases of experts; set --no-bias-gelu-fusion"
+        )
 
 
 def _positions(published: Published, job: Described) -> list[Difference]:

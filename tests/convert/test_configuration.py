@@ -307,6 +307,17 @@ def test_biases_are_part_of_an_architecture() -> None:
             configuration.check(published(model), table, found.shape.model, arguments)
 
 
+def test_the_clamp_comes_after_the_biases() -> None:
+    """Megatron's experts one by one, fused, would clamp first."""
+    table, found = TABLES["gpt-oss"], described("gpt-oss-20b")
+    words = [word for word in argv(found.arguments) if word != "--moe-grouped-gemm"]
+    config, model = published("gpt-oss-20b"), found.shape.model
+    with pytest.raises(UsageError, match="set --no-bias-gelu-fusion"):
+        configuration.check(config, table, model, parse(words, "test"))
+    words.append("--no-bias-gelu-fusion")
+    configuration.check(config, table, model, parse(words, "test"))
+
+
 def test_the_window_by_a_list_of_layers() -> None:
     table, found = TABLES["gpt-oss"], described("gpt-oss-20b")
     for pattern, good in (("([1,0]*12)", True), ("([0,1]*12)", False)):
