@@ -1,8 +1,8 @@
 """VERIFY=1: let Megatron itself check the job, on this machine and without GPUs.
 
 launcher/megatron/verify.py is the judge. It runs Megatron's parser, validation, configuration and
-process groups at the true world size, and the model of one rank of every pipeline stage on the
-meta device.
+process groups at the true world size, and on the meta device what one rank of every pipeline stage
+starts with: the model, its gradients' buffers, the optimizer and the learning rate's schedule.
 This module compares the verdict with the plan.
 """
 
@@ -38,6 +38,7 @@ class Opinion:
     message: str  # Megatron's own message where it refuses
     stages: int  # pipeline stages whose parameters were counted
     left_out: tuple[str, ...]  # flags that the model was built without, or with another value
+    not_built: tuple[str, ...]  # parts of the start that were not built
     differences: tuple[str, ...]
     seconds: float = field(compare=False)
 
@@ -65,8 +66,12 @@ class Opinion:
             if self.refused_by
             else f"could not finish its check: {self.message}"
         )
-        built = f"it parsed, validated and grouped the whole job, and built {self.stages} stages"
-        without = f" without {' '.join(self.left_out)}" if self.left_out else ""
+        built = (
+            f"it parsed, validated and grouped the whole job, and built {self.stages} stages with "
+            "gradient buffers, optimizer and learning rate schedule"
+        )
+        left_out = (*self.left_out, *self.not_built)
+        without = f", without {', '.join(left_out)}" if left_out else ""
         return [
             f"{self.megatron} itself {verdict} ({self.seconds:.0f} s)",
             *([f"{built}{without}; nothing was run"] if self.accepted else []),
@@ -159,6 +164,7 @@ def ask(job: Job) -> Opinion:
         message=verdict["message"],
         stages=len(verdict["stages"]),
         left_out=tuple(verdict["left_out"]),
+        not_built=tuple(verdict["not_built"]),
         differences=tuple(_differences(job, verdict)),
         seconds=verdict["seconds"],
     )

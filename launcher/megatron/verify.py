@@ -16,17 +16,19 @@ and a line of standard output its verdict, as soon as there is one:
 
     {"name": "…", "accepted": true, "refused_by": null, "message": "",
      "stages": [{"pipeline_rank": 0, "parameters": …, "expert_parameters": …, …}],
-     "left_out": ["--recompute-granularity", …],      flags that the model was built without
+     "left_out": ["--fp8-format", …],        flags that the model was built without
+     "not_built": [],                        parts of the start that were not built
      "seconds": 3.2}
 
 `refused_by` is what a launch would meet first: the "parser", "validate_args", the "configuration"
-(TransformerConfig, optimizer), the process "groups", or the "model"; `message` is Megatron's own.
+(TransformerConfig, optimizer), the process "groups", or the "model" with its gradients' buffers,
+its optimizer and the schedule of the learning rate; `message` is Megatron's own.
 It is null in a refusal when this judge failed, not the job: where a package is missing here, or
 where what stands in for a GPU or for Transformer Engine raised the error.
 
 A job's own arguments are parsed, validated, made a configuration and grouped at its world size, as
 if the containers' Transformer Engine were there. Only then, to build the model on the meta device,
-is replaced what cannot be had here (launcher/megatron/replacements.py, `NOT_BUILT`, `BUILT_WITH`).
+is replaced what cannot be had here (launcher/megatron/replacements.py, `BUILT_WITH`).
 """
 
 from __future__ import annotations
@@ -57,18 +59,33 @@ KEPT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 _OWN_FAULT = "this judge failed"
 
 
-# Beyond what a machine without Transformer Engine and GPUs replaces anyway. None of these changes a
-# shape or a layer's place, so the parameters stay the real model's.
-NOT_BUILT = (
-    # Nothing runs, so nothing is recomputed, captured or offloaded.
-    "--recompute-granularity",
-    "--recompute-method",
-    "--recompute-modules",
-    "--recompute-num-layers",
-    "--recompute-activations",
-    "--enable-cuda-graph",
-    "--external-cuda-graph",
+# Of what a machine without Transformer Engine and GPUs replaces, what can be built all the same.
+BUILT_ANYWAY = (
+    "--cuda-graph-impl",
+    "--cuda-graph-modules",
+    "--cuda-graph-scope",
+    "--cuda-graph-warmup-steps",
+    "--te-rng-tracker",
+    "--fine-grained-activation-offloading",
+    "--offload-modules",
+    "--delay-offload-until-cuda-graph",
+    "--moe-permute-fusion",
+    "--moe-router-fusion",
+    "--use-precision-aware-optimizer",
+    "--main-grads-dtype",
+    "--main-params-dtype",
+    "--exp-avg-dtype",
+    "--exp-avg-sq-dtype",
+    "--optimizer-cpu-offload",
+    "--overlap-cpu-optimizer-d2h-h2d",
+    "--offload-optimizer-states",
+    "--profile",
+    "--use-pytorch-profiler",
+    "--profile-step-start",
+    "--profile-step-end",
+    "--profile-ranks",
 )
+# None of these changes a shape or a layer's place, so the parameters stay the real model's.
 BUILT_WITH = (
     "--transformer-impl",
     "local",
@@ -128,6 +145,7 @@ class Verdict:
     message: str = ""
     stages: list[dict[str, int]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    not_built: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -150,6 +168,8 @@ def _is_ours(error: BaseException) -> bool:
     """Say whether an error is this machine's: a missing package, or a stand-in that raised it."""
     if isinstance(error, ImportError) or "No module named" in str(error):
         return True
+    if isinstance(error, NotImplementedError) and "meta" in str(error):
+        return True  # a tensor's value is asked for, where there are shapes alone
     frames = traceback.extract_tb(error.__traceback__)
     last = Path(frames[-1].filename) if frames else Path()
     return last.parent == Path(__file__).parent and last.name != "verify.py"
@@ -240,6 +260,7 @@ class _Case:
             return []
         if "stage" in reply:
             self.verdict.stages.append(reply["stage"])
+            self.verdict.not_built = reply["not_built"]
             self.verdict.stages.sort(key=lambda stage: stage["pipeline_rank"])
             return []
         last = reply["pipeline_parallel"] - 1
@@ -293,12 +314,14 @@ def _prepare_megatron() -> None:
     import torch
     import torch.testing._internal.distributed.fake_pg
 
-    from launcher.megatron import gpt  # noqa: F401
+    from launcher.megatron import construction, gpt  # noqa: F401
 
     for package in ("transformers", "wandb"):
         if sys.modules.get(package, package) is None:
             del sys.modules[package]
     torch.set_num_threads(1)
+    with torch.device("meta"):
+        torch.arange(0, 4, 2, dtype=torch.float32)  # the first of its kind imports the compiler
     gc.collect()
     gc.freeze()  # what the children share stays shared
 
@@ -422,7 +445,8 @@ def _removed() -> set[str]:
     from launcher.megatron.replacements import ON_THE_CPU, WITHOUT_TRANSFORMER_ENGINE
 
     without = (*WITHOUT_TRANSFORMER_ENGINE, *ON_THE_CPU)
-    return {*NOT_BUILT, *BUILT_WITH, *(flag for one in without for flag in one.flags)}
+    replaced = {flag for one in without for flag in one.flags}
+    return {*BUILT_WITH, *replaced.difference(BUILT_ANYWAY)}
 
 
 def left_out(argv: Iterable[str]) -> list[str]:
@@ -444,8 +468,8 @@ def replace(argv: Iterable[str]) -> list[str]:
     return [*words, *BUILT_WITH]
 
 
-def _count(job: Job, pipeline_rank: int) -> dict[str, dict[str, int]]:
-    """Build the model chunks of a pipeline stage's first rank and count their parameters."""
+def _count(job: Job, pipeline_rank: int) -> dict[str, Any]:
+    """Build what a pipeline stage's first rank starts with, and count its parameters."""
     from megatron.training.argument_utils import gpt_config_from_args
 
     words = replace(job.argv)
@@ -458,57 +482,18 @@ def _count(job: Job, pipeline_rank: int) -> dict[str, dict[str, int]]:
             distance = args.tensor_model_parallel_size * args.context_parallel_size
         args.rank = pipeline_rank * distance
         os.environ["RANK"] = str(args.rank)
+        _pretend_transformer_engine()
         _validate(args)
         _group(args)
     except Refused as refusal:
         # The job's own arguments were accepted up to here.
         raise RuntimeError(f"with replaced arguments, {': '.join(refusal.args)}") from refusal
     config = gpt_config_from_args(args)  # fails where only the tokenizer knows the vocabulary
+    from launcher.megatron import construction
+
     with _stage("model"):
-        chunks = _build(args, config, job.own_training)
-    return {"stage": {"pipeline_rank": pipeline_rank, **count(chunks)}}
-
-
-def _build(args: Any, config: Any, own_training: bool) -> list[Any]:
-    """Build this rank's model chunks on the meta device, as pretrain_gpt.py has them built."""
-    import torch
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.training.models.gpt import GPTModelBuilder
-
-    from launcher.megatron.gpt import allow_mtp_with_attention_variants
-
-    if own_training:
-        allow_mtp_with_attention_variants()
-    model_parallel_cuda_manual_seed(args.seed)
-    config.transformer.perform_initialization = False
-    builder = GPTModelBuilder(config)
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    virtual = args.virtual_pipeline_model_parallel_size
-    torch.cuda.current_device = lambda: torch.device("meta")
-    with torch.device("meta"):
-        return [
-            builder.build_model(groups, vp_stage=stage if virtual else None)
-            for stage in range(virtual or 1)
-        ]
-
-
-def count(chunks: Iterable[Any]) -> dict[str, int]:
-    """Count the parameters of a rank's model chunks.
-
-    `parameters`: all; `expert_parameters`: those that Megatron reduces over the expert data
-    parallel group alone; `routed_parameters`: those of the experts between which the router
-    chooses, whatever the parallelism.
-    """
-    counts = {"parameters": 0, "expert_parameters": 0, "routed_parameters": 0}
-    for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
-            counts["parameters"] += parameter.numel()
-            if not getattr(parameter, "allreduce", True):
-                counts["expert_parameters"] += parameter.numel()
-            if ".mlp.experts." in name:
-                counts["routed_parameters"] += parameter.numel()
-    return counts
+        counts, not_built = construction.build(args, config, job.own_training)
+    return {"stage": {"pipeline_rank": pipeline_rank, **counts}, "not_built": not_built}
 
 
 def read(line: str) -> Job:

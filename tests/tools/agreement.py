@@ -820,8 +820,10 @@ class Compared:
 
     @property
     def agrees(self) -> bool:
-        """Whether both say the same of the start."""
-        return self.record["accepted"] == (not self.errors)
+        """Whether both say the same of the start; a refusal may be one that we name later."""
+        if self.record["accepted"]:
+            return not self.errors
+        return bool(self.errors or self.later)
 
     @property
     def refused_later(self) -> list[str]:

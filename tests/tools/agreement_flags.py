@@ -119,8 +119,8 @@ def report(path: Path) -> None:
     judged = {name: one for name, one in records.items() if not packaged(one)}
     print(f"{len(records) - len(judged)} of {len(records)} need a package that is missing here")
     compared = agreement.compare(start, judged.values())
-    ours = [one for one in compared if not one.record["accepted"] and not one.errors]
-    theirs = [one for one in compared if one.record["accepted"] and one.errors]
+    ours = [one for one in compared if not one.record["accepted"] and not one.agrees]
+    theirs = [one for one in compared if one.record["accepted"] and not one.agrees]
     for one in (*ours, *theirs):
         said = one.record["message"] or "accepts"
         drawn = {flag: one.record["set"].get(flag) for flag in one.record["changed"]}
