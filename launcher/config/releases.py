@@ -15,6 +15,7 @@ from launcher.config.arguments import Arguments
 from launcher.errors import UsageError
 
 SUPPORTED = ("0.15", "0.16", "0.17", "0.18", "0.19", "dev")
+LATEST = SUPPORTED[-2]  # the latest release; dev is a branch
 
 
 @dataclass(frozen=True)

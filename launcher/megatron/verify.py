@@ -33,9 +33,11 @@ is replaced what cannot be had here (launcher/megatron/replacements.py, `BUILT_W
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import gc
+import inspect
 import json
 import os
 import sys
@@ -313,6 +315,7 @@ def _prepare_megatron() -> None:
     cpu_device.install()
     import torch
     import torch.testing._internal.distributed.fake_pg
+    from megatron.training.arguments import add_megatron_arguments
 
     from launcher.megatron import construction, gpt  # noqa: F401
 
@@ -322,6 +325,11 @@ def _prepare_megatron() -> None:
     torch.set_num_threads(1)
     with torch.device("meta"):
         torch.arange(0, 4, 2, dtype=torch.float32)  # the first of its kind imports the compiler
+    with contextlib.suppress(ImportError):
+        import megatron.core.models.mimo.model.base  # noqa: F401  # by every optimizer
+    # Megatron's parser reads its help from its own source, which does not change.
+    inspect.getsource = cache(inspect.getsource)
+    add_megatron_arguments(argparse.ArgumentParser())
     gc.collect()
     gc.freeze()  # what the children share stays shared
 
@@ -372,8 +380,6 @@ def _pretend_transformer_engine() -> None:
 
 def _parse() -> Any:
     """Megatron's parser on sys.argv; what argparse would write to standard error is the message."""
-    import argparse
-
     from megatron.training.arguments import parse_args
 
     def error(parser: argparse.ArgumentParser, message: str) -> None:

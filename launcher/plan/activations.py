@@ -252,7 +252,7 @@ def latent(shape: Shape) -> tuple[Saved, ...]:
         *(
             # Without compression, Megatron 0.19 norms the input once more for the query.
             [Saved("query's normed input", outside * model.hidden * product)]
-            if attention.qk_norm and not attention.q_rank
+            if attention.qk_norm and not attention.q_rank and attention.hidden_norm
             else []
         ),
         Saved(

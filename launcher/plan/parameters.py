@@ -167,8 +167,8 @@ def latent(model: Model, parallel: Parallel) -> Count:
     """Count multi-latent attention; the down projections are whole on every tensor rank.
 
     Source: MLASelfAttention (core/transformer/multi_latent_attention.py); the norms' places:
-    QKNormConfigResolver (mla_qk_norm_config.py). Without query compression the norm on the query
-    is one over the hidden state, fused into linear_q_proj.
+    QKNormConfigResolver (mla_qk_norm_config.py). Without query compression 0.19 alone norms the
+    query, by a norm over the hidden state, fused into linear_q_proj.
     """
     attention = model.attention
     q_width = attention.heads * (attention.qk_dim + attention.rope_dim)
@@ -178,7 +178,7 @@ def latent(model: Model, parallel: Parallel) -> Count:
     normed = attention.kv_rank
     if attention.q_rank is None:
         split += model.hidden * q_width
-        normed += model.hidden
+        normed += model.hidden if attention.hidden_norm else 0
     else:
         whole_on_each += model.hidden * attention.q_rank
         split += attention.q_rank * q_width

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from launcher.config import parallelism
 from launcher.config.arguments import Arguments, integer, optional, positive, value, whole_number
 from launcher.config.layout import MOST_LAYERS, layer_pattern
-from launcher.config.releases import SUPPORTED, index
+from launcher.config.releases import LATEST, SUPPORTED, index
 from launcher.plan import batches, choices
 
 ACTIVATION = 2  # bytes of an element in BF16
 SINGLE = 4  # bytes of an element in FP32
 # One FP8 byte, and a scale of 4 bytes for 128 elements (blockwise) or of one for 32 (MXFP8).
 QUANTIZED = 1 + 1 / 32
+# Releases in which QKNormConfigResolver (mla_qk_norm_config.py) norms queries that MLA does not
+# compress. Releases before and the dev branch have no such norm.
+HIDDEN_NORM = ("0.19",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Attention:
     sinks: bool  # --softmax-type learnable: a number a head that takes part in the softmax
     latent: bool
     q_rank: int | None  # of the compressed queries; None where they are not compressed
+    hidden_norm: bool  # a norm over the hidden state before queries that are not compressed
     kv_rank: int
     qk_dim: int  # of a latent head, without its positional part
     rope_dim: int  # the positional part, one for all heads on the key side
@@ -196,7 +200,7 @@ class Shape:
     training: Training
 
 
-def read(arguments: Arguments, world_size: int, release: str = SUPPORTED[-1]) -> Shape:
+def read(arguments: Arguments, world_size: int, release: str = LATEST) -> Shape:
     """Return the shape of a job. Raises ValueError where an argument is missing or no number."""
     parallel = _parallel(arguments, world_size)
     return Shape(
@@ -254,7 +258,7 @@ def _model(arguments: Arguments, tensor: int, release: str) -> Model:
         swiglu=swiglu,
         linear_bias="--disable-bias-linear" not in arguments,
         norm_bias=value(arguments, "--normalization") != "RMSNorm",
-        attention=_attention(arguments, hidden),
+        attention=_attention(arguments, hidden, release),
         linear_attention=_linear_attention(arguments),
         indexer=_indexer(arguments),
         experts=experts,
@@ -268,7 +272,7 @@ def _model(arguments: Arguments, tensor: int, release: str) -> Model:
     )
 
 
-def _attention(arguments: Arguments, hidden: int) -> Attention:
+def _attention(arguments: Arguments, hidden: int, release: str) -> Attention:
     heads = positive(arguments, "--num-attention-heads")
     grouped = "--group-query-attention" in arguments
     return Attention(
@@ -282,6 +286,7 @@ def _attention(arguments: Arguments, hidden: int) -> Attention:
         sinks=value(arguments, "--softmax-type") == "learnable",
         latent="--multi-latent-attention" in arguments,
         q_rank=optional(arguments, "--q-lora-rank"),
+        hidden_norm=SUPPORTED[index(release)] in HIDDEN_NORM,
         kv_rank=positive(arguments, "--kv-lora-rank", 32),
         qk_dim=positive(arguments, "--qk-head-dim", 128),
         rope_dim=integer(arguments, "--qk-pos-emb-head-dim", 64),

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from launcher.config.arguments import argv, merge, parse  # noqa: E402
+from launcher.config.releases import LATEST, SUPPORTED  # noqa: E402
 from launcher.plan import flops, parameters, stages  # noqa: E402
 from launcher.plan.shape import Shape, read  # noqa: E402
 
@@ -76,9 +77,10 @@ def world_size(name: str) -> int:
     return int(sizes[0]) * int(sizes[1])
 
 
-def shape_of(name: str, *further: str) -> Shape:
+def shape_of(name: str, *further: str, release: str = LATEST) -> Shape:
     """The shape of a job, with further arguments."""
-    return read(merge(parse(words(name), "job"), parse(further, "test")), world_size(name))
+    arguments = merge(parse(words(name), "job"), parse(further, "test"))
+    return read(arguments, world_size(name), release)
 
 
 def counted(shape: Shape) -> list[list[int]]:
@@ -150,6 +152,17 @@ def test_deepseek_v3_on_1024_ranks():
 def test_whole_model(name, total, active):
     whole = parameters.whole(shape_of(name).model)
     assert (round(whole.total / 1e9, 1), round(whole.active / 1e9, 1)) == (total, active)
+
+
+def test_one_release_norms_queries_that_are_not_compressed():
+    """Read off each branch's multi_latent_attention.py: only 0.19 has a norm of 2,048 a layer."""
+    totals = {
+        release: parameters.whole(shape_of("DeepSeek-V2-Lite", release=release).model).total
+        for release in SUPPORTED
+    }
+    without = totals["0.18"]
+    assert without == 15_706_484_224  # DeepSeek's own
+    assert totals == {**dict.fromkeys(SUPPORTED, without), "0.19": without + 27 * 2048}
 
 
 def test_whole_deepseek_v3_equals_megatrons_on_one_rank():
