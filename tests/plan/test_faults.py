@@ -20,6 +20,7 @@ SIZES = {
     "EP": "--expert-model-parallel-size",
     "ETP": "--expert-tensor-parallel-size",
     "MBS": "--micro-batch-size",
+    "EDP": "--expert-model-parallel-size",  # as large as the stage's ranks
     "MTP": "--mtp-num-layers",
     "KV": "--num-query-groups",
 }
@@ -38,6 +39,7 @@ def struck(when: str) -> list[str]:
             words += [left] if known_flag.switch is not None else [left, "2"]
         else:
             number = {"KV": "1", "ETP": "1"}.get(left, "2") if sign != "=" else right
+            number = "32" if left == "EDP" else number
             words += [SIZES.get(left, left), number]
     return words
 

@@ -154,6 +154,11 @@ class Case:
         return self.world_size // model
 
     @functools.cached_property
+    def expert_data(self) -> int:
+        """Replicas of the experts on a stage."""
+        return self.world_size // (self.expert_tensor * self.expert * self.pipeline)
+
+    @functools.cached_property
     def sequence_parallel(self) -> bool:
         """Whether Megatron uses sequence parallelism; it switches it off at TP1."""
         return self.has("--sequence-parallel") and self.tensor > 1

@@ -1,9 +1,10 @@
 """Faults of releases that nobody sees at the start: wrong numbers, late crashes, hangs.
 
 faults.csv has a line for each, from Megatron-LM's history: the pull request and the commit on main
-that fixed it, the first release that has the fix (empty: none yet), whether the dev branch of
-August 2026 (d48bd6be0a) has it, and when it strikes. `when` is words that all hold: `--flag`,
-`!--flag`, `--flag=value`, `--flag>1`, or a size such as `TP>1` and `ETP!=TP`.
+that fixed it; the first release with the faulty code, of those that we know; the first release that
+has the fix (empty: none yet); whether the dev branch of August 2026 (d48bd6be0a) is free of it; and
+when it strikes, read off the commit's change. `when` is words that all hold: `--flag`, `!--flag`,
+`--flag=value`, `--flag>1`, or a size such as `TP>1` and `ETP!=TP`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Fault(NamedTuple):
 
     request: str  # number of the pull request in NVIDIA/Megatron-LM
     commit: str
+    since: str
     fixed: str
     dev: str  # yes or no
     when: str
@@ -36,7 +38,8 @@ class Fault(NamedTuple):
         """Say whether the release has the fault."""
         if release == "dev":
             return self.dev == "no"
-        return not self.fixed or index(release) < index(self.fixed)
+        begun = index(release) >= index(self.since)
+        return begun and (not self.fixed or index(release) < index(self.fixed))
 
 
 @functools.cache
@@ -52,6 +55,7 @@ _SIZES: dict[str, Callable[[Case], int]] = {
     "CP": lambda case: case.context,
     "EP": lambda case: case.expert,
     "ETP": lambda case: case.expert_tensor,
+    "EDP": lambda case: case.expert_data,
     "MBS": lambda case: case.size("--micro-batch-size"),
     "MTP": lambda case: case.mtp,
     "KV": lambda case: case.size("--num-query-groups"),

@@ -63,10 +63,8 @@ def optimizer_instances(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs --use-distributed-optimizer"
     elif case.data * case.context % instances:
         yield f"{case.said(flag)} does not divide DP*CP = {case.data * case.context}"
-    else:
-        expert_data = case.world_size // (case.expert_tensor * case.expert * case.pipeline)
-        if expert_data % instances:
-            yield f"{case.said(flag)} does not divide the experts' DP of {expert_data}"
+    elif case.expert_data % instances:
+        yield f"{case.said(flag)} does not divide the experts' DP of {case.expert_data}"
 
 
 def heads(case: Case) -> Iterator[str]:
