@@ -1,12 +1,13 @@
 """How often the plan and Megatron agree on jobs drawn by flags, not by recipes.
 
-    python tests/tools/agreement_flags.py judge SEED TIMES FILE [none]    each flag TIMES times
+    python tests/tools/agreement_flags.py judge SEED COUNT FILE [none]    draw, ask, append to FILE
     python tests/tools/agreement_flags.py report FILE              ask the plan again; list
 
-Every flag of the release's catalogue is drawn, with legal and illegal values, on a small job of one
-of three kinds; some draws add what the flag's own messages ask for, others a second flag. FILE is
-as agreement.py's. With `none`, the model is not built: parser, validation, configuration and groups
-alone, which takes a third of the time.
+Each draw sets two flags of the release's catalogue on a small job of one of three kinds, to legal
+and illegal values. The first flags come in turn, in an order of the seed's, and so do the second:
+as many draws as there are flags have each of them twice. FILE is as agreement.py's, and an
+interrupted run goes on where it stopped. With `none`, the model is not built: parser, validation,
+configuration and groups alone, which takes a third of the time.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def value(rng: random.Random, known: flags.Flag) -> list[str]:
     return words
 
 
-def draw(start: Mapping[str, Job], seed: int, number: int, names: list[str]) -> Job:
-    """Return draw `number` of a seed: its flag is the one whose turn it is."""
+def draw(start: Mapping[str, Job], seed: int, number: int) -> Job:
+    """Return draw `number` of a seed: its flags are those whose turn it is."""
     rng = random.Random(f"flags-{seed}-{number}")
     base = start[rng.choice(sorted(start))]
     job = Job(
@@ -94,10 +95,10 @@ def draw(start: Mapping[str, Job], seed: int, number: int, names: list[str]) -> 
         dict(base.environment), rng.choice(("H100", "B200")), base.tasks_per_node,
     )  # fmt: skip
     catalogue = flags.load(agreement.RELEASE)
-    chosen = [names[number % len(names)]]
-    if rng.random() < 0.3:
-        chosen.append(rng.choice(names))
-    for flag in chosen:
+    orders = (sorted(catalogue.entries), sorted(catalogue.entries))
+    random.Random(seed).shuffle(orders[0])
+    random.Random(f"second {seed}").shuffle(orders[1])
+    for flag in (order[number % len(order)] for order in orders):
         job.set(flag, *value(rng, catalogue.get(flag)))
         job.changed.append(flag)
     return job
@@ -132,14 +133,11 @@ def report(path: Path) -> None:
     )
 
 
-def judge(seed: int, times: int, path: Path, build: str) -> None:
-    """Draw each flag so many times, ask both, append to the file."""
-    names = sorted(flags.load(agreement.RELEASE).entries)
-    random.Random(seed).shuffle(names)
-    agreement.record(bases(), {
-        f"{seed}-{number}": draw(bases(), seed, number, names)
-        for number in range(times * len(names))
-    }, path, build)  # fmt: skip
+def judge(seed: int, count: int, path: Path, build: str) -> None:
+    """Draw, ask Megatron, append to the file."""
+    start = bases()
+    jobs = {f"{seed}-{number}": draw(start, seed, number) for number in range(count)}
+    agreement.record(start, jobs, path, build)
 
 
 if __name__ == "__main__":

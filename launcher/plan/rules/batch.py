@@ -36,6 +36,7 @@ def positive(case: Case) -> Iterator[str]:
         "--num-attention-heads",
         "--num-query-groups",
         "--seq-length",
+        "--eval-micro-batch-size",
     ):
         number = case.number(flag) if case.has(flag) else 1
         if number is not None and number < 1:
@@ -165,8 +166,10 @@ def warmup(case: Case) -> Iterator[str]:
 
 
 def learning_rates(case: Case) -> Iterator[str]:
-    """validate_args: the lowest learning rate is not above the highest."""
+    """validate_args: the lowest learning rate is not above the highest, and not below 0."""
     least, most = case.real("--min-lr"), case.real("--lr")
+    if least is not None and least < 0:
+        yield f"{case.said('--min-lr')} is below 0"
     if least is not None and most is not None and least > most:
         yield f"{case.said('--min-lr')} is above {case.said('--lr')}"
 

@@ -43,6 +43,13 @@ def connections_of_overlap(case: Case) -> Iterator[str]:
         yield f"{case.said_variable(CONNECTIONS)}: {OVERLAP} wants more queues, 32 as a rule"
 
 
+def connections_of_ucc(case: Case) -> Iterator[str]:
+    """initialize_model_parallel: UCC sends beside the computation."""
+    flag = "--pipeline-model-parallel-comm-backend"
+    if case.text(flag) == "ucc" and case.variable(CONNECTIONS) == "1":
+        yield f"{case.said_variable(CONNECTIONS)}: {case.said(flag)} needs more than 1, or none set"
+
+
 def connections_of_fsdp(case: Case) -> Iterator[str]:
     """validate_args: FSDP gathers beside the computation."""
     for flag in ("--use-megatron-fsdp", "--use-torch-fsdp2"):
@@ -110,6 +117,7 @@ def determinism(case: Case) -> Iterator[str]:
 ERRORS = (
     connections,
     connections_of_fsdp,
+    connections_of_ucc,
     attention_backend,
     graph_registration,
     activation_offload,

@@ -343,6 +343,26 @@ def graph_modules(case: Case) -> Iterator[str]:
         yield f"{setting}: moe_preprocess waits for the CPU with a capacity factor and alltoall"
 
 
+def graphed_dense_layers(case: Case) -> Iterator[str]:
+    """TransformerLayer.create_mcore_cudagraph_manager asks for what the layer does not know yet."""
+    if case.graphs == "local" and "mlp" in case.graphed and "attn" not in case.graphed:
+        yield f"{case.said(case.graph_flag)}: mlp without attn fails with local graphs"
+
+
+def inference_graphs(case: Case) -> Iterator[str]:
+    """TransformerConfig: graphs of inference are local ones, of layers or of the block."""
+    flag = "--inference-cuda-graph-scope"
+    scope = case.text(flag)
+    if scope is None:
+        return
+    allowed = ("layer", "block") if case.graphs == "local" else ("none",)
+    if scope not in allowed:
+        yield (
+            f"{case.said(flag)} has to be {' or '.join(allowed)} with CUDA graphs of the kind "
+            f"{case.graphs}"
+        )
+
+
 def graphs_with_recompute(case: Case) -> Iterator[str]:
     """TransformerConfig: a recomputed module is within a graph or without, and has no dropout."""
     if case.graphs == "none" or not case.granularity:
@@ -395,6 +415,8 @@ ERRORS = (
     activations_to_cpu_in_graphs,
     one_graph_flag,
     graph_modules,
+    graphed_dense_layers,
+    inference_graphs,
     graphs_with_recompute,
     whole_iteration,
 )

@@ -56,6 +56,9 @@ def virtual_needs_pipeline(case: Case) -> Iterator[str]:
     if case.has(VIRTUAL) and (case.number(VIRTUAL) or 0) < 1:
         yield f"{case.said(VIRTUAL)} is below 1"
         return
+    if case.has(PER_CHUNK) and (case.number(PER_CHUNK) or 0) < 1:
+        yield f"{case.said(PER_CHUNK)} is below 1"
+        return
     if case.virtual == 1:
         return
     overlapped = not case.has("--no-overlap-p2p-communication")

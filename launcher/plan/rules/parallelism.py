@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from launcher.config.parallelism import CONTEXT, EXPERT, EXPERT_TENSOR, PIPELINE, TENSOR
 from launcher.plan.rules.case import Case, Unreadable, divisors, multiples
 
-SIZES = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)
+INSTANCES = "--num-distributed-optimizer-instances"
+SIZES = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR, INSTANCES)
 
 
 def positive(case: Case) -> Iterator[str]:
@@ -55,7 +56,7 @@ def rank_order(case: Case) -> Iterator[str]:
 
 def optimizer_instances(case: Case) -> Iterator[str]:
     """initialize_model_parallel: the optimizer's instances divide the data parallel ranks."""
-    flag = "--num-distributed-optimizer-instances"
+    flag = INSTANCES
     instances = case.number(flag) or 1
     if instances == 1:
         return

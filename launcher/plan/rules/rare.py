@@ -290,6 +290,11 @@ def hybrid_pattern(case: Case) -> Iterator[str]:
     if case.has(old) and case.has(new):
         yield f"{case.said(old)} and {case.said(new)}: drop the first"
     flag = new if case.has(new) else old
+    depth = "--mtp-hybrid-override-pattern"
+    if case.has(depth) and case.mtp and "/" not in (case.text(flag) or ""):
+        wrong = sorted(set(case.text(depth) or "") - HYBRID)
+        if wrong:
+            yield f"{case.said(depth)}: {wrong[0]!r} is none of {' '.join(sorted(HYBRID))}"
     if not case.has(flag):
         return
     text = case.text(flag) or ""

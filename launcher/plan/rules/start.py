@@ -21,6 +21,43 @@ def warmup_stable_decay(case: Case) -> Iterator[str]:
         yield f"{case.said(flag)} needs --lr-wsd-decay-{unit}"
 
 
+def decay_of_weights(case: Case) -> Iterator[str]:
+    """OptimizerParamScheduler: a weight decay is not below 0 and does not shrink."""
+    if case.text("--weight-decay-incr-style") == "constant":
+        first = last = "--weight-decay"
+    else:
+        first, last = "--start-weight-decay", "--end-weight-decay"
+    start, end = case.real(first), case.real(last)
+    if start is not None and start < 0:
+        yield f"{case.said(first)} is below 0"
+    elif start is not None and end is not None and end < start:
+        yield f"{case.said(last)} is below {case.said(first)}"
+
+
+def scheduler_of_a_checkpoint(case: Case) -> Iterator[str]:
+    """OptimizerParamScheduler: a checkpoint's schedule is taken, or overridden."""
+    first, second = "--override-opt_param-scheduler", "--use-checkpoint-opt_param-scheduler"
+    if case.has(first) and case.has(second):
+        yield f"{case.said(first)} and {case.said(second)}: give one of them"
+
+
+def not_a_number(case: Case) -> Iterator[str]:
+    """Megatron's parser takes NaN for a number, and what is computed with it is NaN too."""
+    for flag, argument in case.arguments.items():
+        known = case.catalogue.get(flag)
+        words = (text for text in argument.values if text.strip().lower() in ("nan", "-nan"))
+        if known is not None and known.type == "float" and any(words):
+            yield f"{case.said(flag)} is not a number"
+
+
+def split_optimizer(case: Case) -> Iterator[str]:
+    """DistributedOptimizer: the states of Adam, or of an optimizer that says how to make them."""
+    flag = "--optimizer"
+    if case.text(flag) == "sgd" and case.has("--use-distributed-optimizer"):
+        if not case.has("--optimizer-cpu-offload", "--skip-train", "--use-megatron-fsdp"):
+            yield f"{case.said(flag)} cannot go with --use-distributed-optimizer"
+
+
 def exit_signal(case: Case) -> Iterator[str]:
     """DistributedSignalHandler: the signal can be caught."""
     flag = "--exit-signal"
@@ -88,6 +125,10 @@ def storage_package(case: Case) -> Iterator[str]:
 ERRORS = ()
 RUN_TIME = (
     warmup_stable_decay,
+    decay_of_weights,
+    scheduler_of_a_checkpoint,
+    not_a_number,
+    split_optimizer,
     exit_signal,
     external_data,
     full_validation,
