@@ -153,6 +153,12 @@ def imbalance_of(moe: Experts, imbalance: float | None) -> float:
     return 1.0 if moe.balanced else IMBALANCE if imbalance is None else imbalance
 
 
+def scores(shape: Shape) -> float:
+    """Return the scores of a micro-batch on this rank: one a query, key and head."""
+    heads = shape.model.attention.heads / shape.parallel.tensor
+    return tokens(shape) * shape.training.sequence * heads
+
+
 def layer_input(shape: Shape) -> float:
     """Return the bytes of one micro-batch's hidden states between two layers."""
     return own_tokens(shape) * shape.model.hidden * ACTIVATION
@@ -210,15 +216,19 @@ def grouped(shape: Shape) -> tuple[Saved, ...]:
 
 
 def _core(shape: Shape, width: float, heads: int) -> tuple[Saved, ...]:
-    """List attention's output, its statistics, and in FP8 the output quantized for linear_proj."""
-    inside = tokens(shape)
+    """List attention's output, its statistics, and in FP8 the output quantized for linear_proj.
+
+    Unfused attention saves, instead of statistics, the softmax of all scores, and with dropout its
+    mask of a byte and what it leaves (arXiv:2205.05198, section 4.1).
+    """
+    inside, training = tokens(shape), shape.training
+    each, what = inside * heads / shape.parallel.tensor * SINGLE, "softmax statistics"
+    if training.unfused_attention:
+        kept_of_a_score = ACTIVATION + training.attention_dropout * (1 + ACTIVATION)
+        each, what = scores(shape) * kept_of_a_score, "softmax of the scores"
     saved = [
         Saved("attention's output", inside * width * ACTIVATION, offloaded_by="attn_proj"),
-        Saved(
-            "softmax statistics",
-            inside * heads / shape.parallel.tensor * SINGLE,
-            spared_by=_spared("core_attn"),
-        ),
+        Saved(what, each, spared_by=_spared("core_attn"), offloaded_by="core_attn"),
     ]
     if shape.training.fp8:
         saved.append(Saved("quantized output", inside * width * QUANTIZED))
@@ -421,13 +431,16 @@ def logits(shape: Shape, chunk: Chunk) -> float:
     """Return the logits of one micro-batch where the loss is: FP32 softmax saved for each head.
 
     Both cross entropies work on an FP32 copy that becomes the softmax; the BF16 logits, or their
-    gradient, are there beside one of them (core/tensor_parallel/cross_entropy.py,
-    core/fusions/fused_cross_entropy.py). MTP has logits of its own at each depth.
+    gradient, are there beside one of them (core/tensor_parallel/cross_entropy.py). The compiled one
+    (core/fusions/fused_cross_entropy.py) writes the exponentials into a tensor of their own: on
+    H100 and GB200 Megatron-LM's functional tests allocate just so much more with it. MTP has logits
+    of its own at each depth.
     """
     if not chunk.loss:
         return 0.0
     one = tokens(shape) * shape.model.vocabulary / shape.parallel.tensor
-    return one * (SINGLE * (1 + shape.model.mtp) + ACTIVATION)
+    copies = 1 + shape.model.mtp + shape.training.fused_loss
+    return one * (SINGLE * copies + ACTIVATION)
 
 
 def working(shape: Shape, layer: Layer, imbalance: float | None = None) -> float:
@@ -455,4 +468,7 @@ def working(shape: Shape, layer: Layer, imbalance: float | None = None) -> float
     else:
         inner = model.ffn / shape.parallel.tensor * (2 + model.gated)
         gradients_at_work = tokens(shape) * (model.hidden + inner) * ACTIVATION
+    if shape.training.unfused_attention and not layer.linear:
+        # The gradients of the scores and of their softmax.
+        gradients_at_work = max(gradients_at_work, 2 * scores(shape) * ACTIVATION)
     return returned + gradients_at_work

@@ -102,7 +102,9 @@ def assumptions(shape: Shape, imbalance: float | None = None) -> list[str]:
         "Megatron's layers; nothing was calibrated on a GPU",
         f"{FRAMEWORK / GIB:g} GiB for CUDA, NCCL and workspaces, and "
         f"{DISPATCHER.get(training.dispatcher, 0) / GIB:g} GiB of dispatcher buffers",
-        "flash or fused attention: no matrix of scores",
+        "unfused attention: the whole matrix of scores"
+        if training.unfused_attention
+        else "flash or fused attention: no matrix of scores",
         "all that CUDA reports of the GPU's memory is usable; no fragmentation (without expandable "
         "segments, published runs on B200 reserved 4 to 7 % more than they allocated)",
         "buffers without their padding: parameters start at multiples of 64 elements, buckets end "

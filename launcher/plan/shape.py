@@ -169,7 +169,10 @@ class Training:
     gradient_bytes: int  # of a gradient as accumulated
     fused_gradients: bool  # matrix products accumulate the gradients of weights themselves
     fused_activation: bool  # one kernel for the gate
+    fused_loss: bool  # Megatron's compiled cross entropy, which exponentiates into a new tensor
     dropout: bool  # of hidden states, whose masks are saved
+    attention_dropout: bool  # of the scores, where attention is unfused
+    unfused_attention: bool  # the matrix of scores exists and is saved
     distributed_optimizer: bool
     optimizer_instances: int  # copies of the distributed optimizer's states
     adam: bool  # two moments; SGD has one
@@ -429,7 +432,12 @@ def _training(arguments: Arguments, parallel: Parallel, release: str) -> Trainin
         and value(arguments, "--transformer-impl") != "local",
         fused_activation=not {"--swiglu", "--quick-geglu"} & arguments.keys()
         or "--no-bias-swiglu-fusion" not in arguments,
+        fused_loss="--cross-entropy-loss-fusion" in arguments
+        and value(arguments, "--cross-entropy-fusion-impl") != "te",
         dropout=_real(arguments, "--hidden-dropout", 0.1) > 0,
+        attention_dropout=_real(arguments, "--attention-dropout", 0.1) > 0,
+        unfused_attention=value(arguments, "--attention-backend") in ("unfused", "local")
+        or value(arguments, "--transformer-impl") == "local",
         distributed_optimizer="--use-distributed-optimizer" in arguments,
         optimizer_instances=positive(arguments, "--num-distributed-optimizer-instances", 1),
         adam=value(arguments, "--optimizer") != "sgd",

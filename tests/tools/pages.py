@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from launcher.config import settings  # noqa: E402
-from tests.tools import imports  # noqa: E402
+from tests.tools import functional_memory, imports  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Part:
 PARTS: Mapping[str, Part] = {
     "variables": Part(ROOT / "design_docs" / "variables.md", settings.table),
     "imports": Part(ROOT / "design_docs" / "architecture.md", lambda: imports.picture(imports.imports())),
+    "functional memory": Part(ROOT / "design_docs" / "evidence.md", functional_memory.table),
 }  # fmt: skip
 
 
