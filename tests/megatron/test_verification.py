@@ -12,6 +12,7 @@ from launcher.config import bash_layers
 from launcher.job import request, verification
 from launcher.job.build import build
 from tests.support.launching import launch
+from tests.tools import agreement, agreement_flags
 
 VARIABLES = {"MODEL": "Qwen3-30B-A3B", "VERIFY": "1", "LAUNCHER_COMMAND": "plan"}
 
@@ -55,3 +56,38 @@ def test_a_wrong_plan_is_found_out():
     (difference,) = opinion.differences
     assert difference.startswith("stage 1 has ")
     assert not opinion.agrees
+
+
+# Flags on a small job, who refuses them, and with what words; none: what is not built.
+STARTS = {
+    "--te-rng-tracker --cuda-graph-impl local --cuda-graph-modules mlp"
+    " --moe-layer-freq ([0]*1+[1]*7)": ("model", "has no attribute 'is_moe_layer'"),
+    "--te-rng-tracker --cuda-graph-impl local": (None, ""),
+    "--optimizer sgd": ("model", "Only Adam"),
+    "--lr-decay-style WSD": ("model", "wsd_decay_steps is not None"),
+    "--optimizer lion": (None, ""),
+    "--use-precision-aware-optimizer --optimizer-cpu-offload": (None, ""),
+    "--num-distributed-optimizer-instances 2": (None, ""),
+    "--use-megatron-fsdp --ckpt-format fsdp_dtensor": (None, "Megatron FSDP's buffers"),
+}
+
+
+@pytest.mark.slow
+def test_buffers_optimizer_schedule_and_graphs_are_built():
+    """What Megatron refuses only there, and what it accepts; what is not built is named."""
+    jobs = {}
+    for flags in STARTS:
+        job = jobs[flags] = agreement_flags.bases()["flat"]
+        for part in flags.removeprefix("--").split(" --"):
+            name, *values = part.split()
+            job.set(f"--{name}", *values)
+        if "fsdp" in flags:
+            job.environment.clear()
+    found = {verdict["name"]: verdict for verdict in agreement.verdicts(jobs)}
+    assert found.keys() == STARTS.keys()
+    for flags, (refused_by, words) in STARTS.items():
+        verdict = found[flags]
+        assert verdict["refused_by"] == refused_by, verdict
+        assert verdict["accepted"] == (refused_by is None)
+        said = verdict["message"] if refused_by else " ".join(verdict["not_built"])
+        assert words in said if words else not said

@@ -95,7 +95,9 @@ def test_bases_themselves_have_no_error(sample):
 def test_megatron_still_says_so(sample, compared):
     pytest.importorskip("megatron.training", reason="the training extra is not installed")
     start, _ = sample
-    some = compared[:: len(compared) // AGAIN][:AGAIN]
+    # The stored verdicts are without optimizer and schedule, which some later errors are about.
+    start_alone = [one for one in compared if not one.later]
+    some = start_alone[:: len(start_alone) // AGAIN][:AGAIN]
     stored = {one.record["name"]: one.record for one in some}
     jobs = {name: agreement.rebuild(record, start) for name, record in stored.items()}
     for verdict in agreement.verdicts(jobs):

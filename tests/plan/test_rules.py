@@ -52,6 +52,7 @@ class Broken:
 
 BROKEN = [
     Broken("parallelism.positive", "--context-parallel-size 0", "0 (test) is below 1"),
+    Broken("parallelism.positive", "--num-distributed-optimizer-instances 0", "0 (test) is below"),
     Broken("parallelism.world_size", "", "TP*PP*CP = 2*2*1 = 4: 16 or 20", world_size=18),
     Broken("parallelism.expert_world_size", "", "ETP*EP*PP = 1*4*2 = 8: 8 or 16", world_size=12),
     Broken("parallelism.rank_order", "--use-tp-pp-dp-mapping", "TP*CP = ETP*EP, not 2*1 and 1*4"),
@@ -104,6 +105,7 @@ BROKEN = [
     Broken("batch.duration", "", "how long to train", "--train-samples"),
     Broken("batch.warmup", "--lr-warmup-samples 1000000", "is not below --train-samples"),
     Broken("batch.learning_rates", "--min-lr 1", "is above --lr 1e-4"),
+    Broken("batch.learning_rates", "--min-lr -1", "is below 0"),
     Broken("batch.first_learning_rate", "--lr-warmup-init 1", "is above --lr"),
     Broken("batch.weight_decay", "--weight-decay-incr-style linear", "--start-weight-decay"),
     Broken("batch.one_data_source", "--data-path /data", "the data has one source"),
@@ -118,6 +120,11 @@ BROKEN = [
     Broken("batch.upcycling", "--moe-use-upcycling", "needs --save"),
     Broken("batch.memory_log", "--log-memory-interval 7", "multiple of --log-interval 100"),
     Broken("layout.one_split", f"{VPP} {LAYOUT} Ettt|ttttL", "give one of them"),
+    Broken(
+        "layout.virtual_needs_pipeline",
+        "--num-layers-per-virtual-pipeline-stage 0",
+        "0 (test) is below 1",
+    ),
     Broken("layout.virtual_needs_pipeline", f"{VPP} --pipeline-model-parallel-size 1", "PP above"),
     Broken("layout.even_split", "--num-layers 9", "PP may be 1, 3, 9"),
     Broken("layout.uneven_split", "--decoder-first-pipeline-num-layers 8", "leave 0 of 8"),
@@ -313,6 +320,13 @@ BROKEN = [
         "above 0",
     ),
     Broken("execution.one_graph_flag", f"{GRAPHS} attn --cuda-graph-scope attn", "give one"),
+    Broken(
+        "execution.graphed_dense_layers",
+        "--cuda-graph-impl local --cuda-graph-modules mlp --moe-layer-freq ([0]*1+[1]*7)"
+        " --te-rng-tracker",
+        "mlp without attn",
+    ),
+    Broken("execution.inference_graphs", "--inference-cuda-graph-scope layer", "has to be none"),
     Broken("execution.graph_modules", f"{GRAPHS} moe moe_router", "drop one"),
     Broken(
         "execution.graphs_with_recompute",
@@ -327,6 +341,11 @@ BROKEN = [
         environment={"CUDA_DEVICE_MAX_CONNECTIONS": "8"},
     ),
     Broken("environment.connections_of_overlap", f"{OVERLAP} {VPP}", "32 as a rule"),
+    Broken(
+        "environment.connections_of_ucc",
+        "--pipeline-model-parallel-comm-backend ucc",
+        "more than 1",
+    ),
     Broken("environment.connections_of_fsdp", "--use-megatron-fsdp", "more than 1"),
     Broken(
         "environment.attention_backend",
@@ -381,8 +400,24 @@ BROKEN = [
     Broken("rare.saved_logits", "--logits-save-dir /x --logits-save-top-k 2", "--async-save"),
     Broken("rare.single_grouped_precision", "--moe-single-grouped-bias", "--disable-bias-linear"),
     Broken("rare.encoded_layers", "--heterogeneous-layers-config-encoded-json [1]", "no JSON map"),
+    Broken(
+        "rare.hybrid_pattern", "--mtp-num-layers 1 --mtp-hybrid-override-pattern a", "'a' is none"
+    ),
     Broken("rare.hybrid_pattern", "--hybrid-layer-pattern MxM", "'x' is none of"),
     Broken("start.warmup_stable_decay", "--lr-decay-style WSD", "needs --lr-wsd-decay-samples"),
+    Broken("start.decay_of_weights", "--weight-decay -0.1", "is below 0"),
+    Broken(
+        "start.decay_of_weights",
+        "--weight-decay-incr-style linear --start-weight-decay 0.1 --end-weight-decay 0.01",
+        "is below --start-weight-decay",
+    ),
+    Broken(
+        "start.scheduler_of_a_checkpoint",
+        "--override-opt_param-scheduler --use-checkpoint-opt_param-scheduler",
+        "give one of them",
+    ),
+    Broken("start.not_a_number", "--moe-z-loss-coeff nan", "is not a number"),
+    Broken("start.split_optimizer", "--optimizer sgd", "--use-distributed-optimizer"),
     Broken("start.exit_signal", "--exit-signal-handler --exit-signal SIGKILL", "be caught"),
     Broken("start.external_data", "--dataloader-type external", "its own data loader"),
     Broken("start.full_validation", "--full-validation --split 100,0,0", "validation share"),

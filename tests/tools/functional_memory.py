@@ -239,17 +239,17 @@ def report() -> None:
 
 def main() -> None:
     """Do what the command line says."""
-    match sys.argv[1:]:
-        case ["extract", clone]:
-            lines = [json.dumps(vars(job)) for job in extract(clone)]
-            DATA.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-            print(f"{len(lines)} jobs")
-        case ["report"]:
-            report()
-        case ["table"]:
-            print(table())
-        case _:
-            sys.exit(__doc__)
+    words = sys.argv[1:]
+    if words[:1] == ["extract"] and len(words) == 2:
+        lines = [json.dumps(vars(job)) for job in extract(words[1])]
+        DATA.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+        print(f"{len(lines)} jobs")
+    elif words == ["report"]:
+        report()
+    elif words == ["table"]:
+        print(table())
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,9 @@ def not_a_number(case: Case) -> Iterator[str]:
 def split_optimizer(case: Case) -> Iterator[str]:
     """DistributedOptimizer: the states of Adam, or of an optimizer that says how to make them."""
     flag = "--optimizer"
-    if case.text(flag) == "sgd" and case.has("--use-distributed-optimizer"):
-        if not case.has("--optimizer-cpu-offload", "--skip-train", "--use-megatron-fsdp"):
-            yield f"{case.said(flag)} cannot go with --use-distributed-optimizer"
+    otherwise = case.has("--optimizer-cpu-offload", "--skip-train", "--use-megatron-fsdp")
+    if case.text(flag) == "sgd" and case.has("--use-distributed-optimizer") and not otherwise:
+        yield f"{case.said(flag)} cannot go with --use-distributed-optimizer"
 
 
 def exit_signal(case: Case) -> Iterator[str]:
