@@ -175,7 +175,8 @@ class Training:
     unfused_attention: bool  # the matrix of scores exists and is saved
     distributed_optimizer: bool
     optimizer_instances: int  # copies of the distributed optimizer's states
-    adam: bool  # two moments; SGD has one
+    moments: int  # of a parameter: two of Adam, one of SGD and Lion
+    muon: bool  # matrices have one moment alone, whole tensors are shared among the ranks
     precision_aware: bool
     main_gradient_bytes: int
     main_parameter_bytes: int
@@ -415,6 +416,7 @@ def _training(arguments: Arguments, parallel: Parallel, release: str) -> Trainin
     changing = batches.steps(arguments, final, sequence, release)
     offload = "--optimizer-cpu-offload" in arguments
     graphs = choices.graphs(arguments) != "none"
+    optimizer = value(arguments, "--optimizer") or "adam"
     main_gradients = _bytes(arguments, "--main-grads-dtype")
     # validate_args: BF16 gradients are accumulated in FP32 unless something says otherwise.
     full = main_gradients == 4 and "--grad-reduce-in-bf16" not in arguments
@@ -438,9 +440,11 @@ def _training(arguments: Arguments, parallel: Parallel, release: str) -> Trainin
         attention_dropout=_real(arguments, "--attention-dropout", 0.1) > 0,
         unfused_attention=value(arguments, "--attention-backend") in ("unfused", "local")
         or value(arguments, "--transformer-impl") == "local",
-        distributed_optimizer="--use-distributed-optimizer" in arguments,
+        distributed_optimizer="--use-distributed-optimizer" in arguments
+        or optimizer == "dist_muon",
         optimizer_instances=positive(arguments, "--num-distributed-optimizer-instances", 1),
-        adam=value(arguments, "--optimizer") != "sgd",
+        moments=1 if optimizer in ("sgd", "lion") else 2,
+        muon=optimizer in ("muon", "dist_muon"),
         precision_aware="--use-precision-aware-optimizer" in arguments,
         main_gradient_bytes=main_gradients,
         main_parameter_bytes=_bytes(arguments, "--main-params-dtype"),

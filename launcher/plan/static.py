@@ -60,24 +60,33 @@ def optimizer(shape: Shape, count: Count) -> tuple[int, int]:
 
     The distributed optimizer spreads dense parameters over DP·CP and experts over EDP, of which
     each of its instances has a part. A share of `offloaded` lives on the CPU
-    (HybridDeviceOptimizer, core/optimizer/cpu_offloading).
+    (HybridDeviceOptimizer, core/optimizer/cpu_offloading). Muon has one moment of the matrices, and
+    Adam keeps the rest; whole matrices are shared among the ranks
+    (LayerWiseDistributedOptimizer, core/optimizer/layer_wise_optimizer.py), here as if evenly.
     """
+    training = shape.training
     routed = parameters.expert_parameters(shape, count)
-    dense = count.total - routed
-    if shape.training.distributed_optimizer:
-        instances = shape.training.optimizer_instances
-        share = instances * (
-            dense / shape.parallel.dense_shards + routed / shape.parallel.expert_data
-        )
-    else:
-        share = float(dense + routed)
-    states = round(share * state_bytes(shape) * (1 - shape.training.offloaded))
-    return (0, states) if shape.training.states_offloaded else (states, 0)
+    states = _share(shape, count.total - routed, routed) * state_bytes(shape)
+    if training.muon:
+        dense_matrices = count.matrices + count.routed - routed
+        states -= _share(shape, dense_matrices, routed) * SINGLE
+    states = round(states * (1 - training.offloaded))
+    return (0, states) if training.states_offloaded else (states, 0)
+
+
+def _share(shape: Shape, dense: int, routed: int) -> float:
+    """Return how many of these parameters a rank's optimizer works on."""
+    if not shape.training.distributed_optimizer:
+        return float(dense + routed)
+    over = shape.parallel
+    return shape.training.optimizer_instances * (
+        dense / over.dense_shards + routed / over.expert_data
+    )
 
 
 def state_bytes(shape: Shape) -> int:
     """Return the optimizer's bytes a parameter: main parameter and two moments of Adam, one
-    of SGD.
+    of SGD and Lion.
 
     FP32 throughout without the precision-aware optimizer; FP32 parameters are their own main
     ones. With it, in BF16 or with delayed scaling, Transformer Engine's FusedAdam holds only the
@@ -86,7 +95,7 @@ def state_bytes(shape: Shape) -> int:
     (`use_precision_aware_optimizer_no_fp8_or_ds_fp8`, core/optimizer/optimizer_config.py).
     """
     training = shape.training
-    moments = 1 + training.adam
+    moments = training.moments
     if training.weight_bytes == SINGLE:
         return moments * SINGLE
     if not training.precision_aware:

@@ -1,7 +1,9 @@
 """The plan accepts what Megatron does, on stored jobs that were drawn by flags, not by recipes.
 
-Megatron-Core 0.19.2 judged them with its parser, validation, configuration and process groups; no
-model was built. The draws cover two thirds of the catalogue once.
+Megatron-Core 0.19.2 judged them with its whole start: parser, validation, configuration, process
+groups, and on the meta device the model, the gradients' buffers, the optimizer and the schedule of
+the learning rate. Seed 5001 is what the rules were corrected on; seed 7201 was drawn when they were
+done, and its disagreements are named here.
 """
 
 from __future__ import annotations
@@ -10,39 +12,55 @@ from pathlib import Path
 
 import pytest
 
+from launcher.plan import flags
 from tests.tools import agreement, agreement_flags
 
 SAMPLE = Path(__file__).parent / "judged_flags.jsonl.gz"
 # Accepted by the plan and refused by Megatron, and why.
 ELSEWHERE = "a file that only the machine which trains has"
-KNOWN = {
-    "1-378": f"--yaml-cfg: {ELSEWHERE}",
-    "1-456": f"--nccl-communicator-config-path: {ELSEWHERE}",
-    "1-527": f"--heterogeneous-layers-config-path: {ELSEWHERE}",
-    "1-501": "weight shards need Transformer Engine 2.19, which the plan says in a warning",
-}
+KNOWN: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
-def compared():
+def sample():
     start, records = agreement.load(SAMPLE)
-    judged = [one for one in records.values() if not agreement_flags.packaged(one)]
-    return agreement.compare(start, judged)
+    return start, [one for one in records.values() if not agreement_flags.packaged(one)]
 
 
-def test_what_megatron_refuses_is_refused_or_known(compared):
-    missed = {
-        one.record["name"] for one in compared if not one.record["accepted"] and not one.agrees
-    }
+@pytest.fixture(scope="module")
+def compared(sample):
+    return agreement.compare(*sample)
+
+
+def wrong(compared) -> tuple[set[str], set[str]]:
+    """The draws that Megatron alone refuses, and those that the plan alone refuses."""
+    differ = [one.record for one in compared if not one.agrees]
+    ours = {record["name"] for record in differ if record["accepted"]}
+    return {record["name"] for record in differ} - ours, ours
+
+
+def test_an_eighth_of_the_sample_agrees(sample):
+    """The fast tests' part of what the next test holds for all."""
+    start, records = sample
+    missed, refused = wrong(agreement.compare(start, records[::8]))
+    assert missed <= KNOWN.keys()
+    assert not refused
+
+
+@pytest.mark.slow
+def test_every_disagreement_is_known(compared):
+    missed, refused = wrong(compared)
     assert missed == KNOWN.keys()
+    assert not refused
 
 
-def test_nothing_is_refused_that_megatron_accepts(compared):
-    assert [one.record["name"] for one in compared if one.record["accepted"] and one.errors] == []
-
-
-def test_the_sample_is_mixed(compared):
-    assert len(compared) >= 500
-    accepted = sum(one.record["accepted"] for one in compared)
-    assert 0.5 < accepted / len(compared) < 0.9
-    assert len({flag for one in compared for flag in one.record["changed"]}) > 500
+@pytest.mark.slow
+def test_the_fresh_seed_is_large_mixed_and_whole(compared):
+    fresh = [one for one in compared if one.record["name"].startswith("7201-")]
+    assert len(fresh) >= 950
+    assert 0.4 < sum(one.record["accepted"] for one in fresh) / len(fresh) < 0.9
+    missed, _ = wrong(fresh)
+    assert len(missed) / len(fresh) <= 0.02
+    _, records = agreement.load(SAMPLE)
+    drawn = [flag for name, one in records.items() if name.startswith("7201-") for flag in one["changed"]]  # fmt: skip
+    assert all(drawn.count(flag) >= 2 for flag in flags.load(agreement.RELEASE).entries)

@@ -100,7 +100,8 @@ FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-
 
 @pytest.mark.parametrize(
     ("recompute", "peak", "within"),
-    # With full recomputation ours is 9 % short: what a recomputed layer leaves for the next.
+    # With full recomputation ours is 9 % short, and we do not know of what. It is neither MTP, which
+    # is recomputed too, nor the logits, nor what a recomputed layer needs while it works.
     [("", 68704, 0.02), (FULL, 60154, 0.10)],
 )
 def test_deepseek_v3_of_14_layers_on_64_h100(recompute, peak, within):
@@ -124,6 +125,40 @@ def test_deepseek_v3_of_14_layers_on_64_h100(recompute, peak, within):
     fullest = memory.worst(memory.ranks(shape, stages.split(shape)))
     ours = (fullest.total - fullest.framework) / 2**20
     assert ours == pytest.approx(peak, rel=within)
+
+
+MOONLIGHT = """
+    --num-layers 27 --hidden-size 2048 --ffn-hidden-size 11264 --num-attention-heads 16
+    --multi-latent-attention --qk-layernorm --kv-lora-rank 512 --qk-head-dim 128
+    --qk-pos-emb-head-dim 64 --v-head-dim 128 --vocab-size 163840
+    --num-experts 64 --moe-router-topk 6 --moe-ffn-hidden-size 1408 --moe-layer-freq ([0]*1+[1]*26)
+    --moe-shared-expert-intermediate-size 2816 --moe-shared-expert-overlap
+    --moe-token-dispatcher-type alltoall --tensor-model-parallel-size 2
+    --expert-model-parallel-size 8 --expert-tensor-parallel-size 1 --global-batch-size 2048
+    --use-precision-aware-optimizer --main-grads-dtype bf16 --exp-avg-dtype bf16
+    --exp-avg-sq-dtype bf16 --cross-entropy-loss-fusion --cross-entropy-fusion-impl te
+"""
+
+
+@pytest.mark.parametrize(
+    ("modules", "gigabytes"),
+    [  # the peak, and what recomputing a module saves of it: 1.85 % and 1.96 %
+        ("core_attn", 36.618),
+        ("core_attn moe_act", 36.618 * 0.9815),
+        ("core_attn mla_up_proj", 36.618 * 0.9804),
+    ],
+)
+def test_moonlight_on_8_h100(modules, gigabytes):
+    """NVIDIA-NeMo/Megatron-Bridge, skills/nemo-mbridge-perf-activation-recompute/card.yaml; the flags
+    are those of its recipe (recipes/moonlight/moonlight_16b.py, 08de997c8d): moments and main
+    gradients in BF16, natural routing. Ours is 8 to 10 % lower, with 1.2 times the even share.
+    """
+    flags = f"{COMMON} {MOONLIGHT} --recompute-granularity selective --recompute-modules {modules}"
+    shape = read(parse(shlex.split(flags), "card"), 8)
+    (only,) = memory.ranks(shape, stages.split(shape))
+    ours = (only.total - only.framework) / 1e9
+    assert ours == pytest.approx(gigabytes, rel=0.11)
+    assert ours < gigabytes
 
 
 def test_overlapped_experts_need_no_second_micro_batch():
