@@ -40,6 +40,7 @@ import gc
 import inspect
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -59,6 +60,12 @@ HOPPER = (9, 0)
 # What a process needs of the environment that started this one; the rest is the job's.
 KEPT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 _OWN_FAULT = "this judge failed"
+# What is said of this machine: of a package, of a GPU, and of tensors that have shapes alone.
+_NOT_HERE = re.compile(
+    r"No module named|requires? Transformer ?Engine\b(?! *>=)|Transformer ?Engine is required"
+    r"|supported with GPUs|Error building extension|out of meta tensor|incompatible tensor type"
+    r"|on meta tensors|FakeProcessGroup"
+)
 
 
 # Of what a machine without Transformer Engine and GPUs replaces, what can be built all the same.
@@ -168,10 +175,8 @@ def _stage(name: str) -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Say whether an error is this machine's: a missing package, or a stand-in that raised it."""
-    if isinstance(error, ImportError) or "No module named" in str(error):
+    if isinstance(error, ImportError) or _NOT_HERE.search(str(error)):
         return True
-    if isinstance(error, NotImplementedError) and "meta" in str(error):
-        return True  # a tensor's value is asked for, where there are shapes alone
     frames = traceback.extract_tb(error.__traceback__)
     last = Path(frames[-1].filename) if frames else Path()
     return last.parent == Path(__file__).parent and last.name != "verify.py"

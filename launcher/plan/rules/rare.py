@@ -170,6 +170,8 @@ def converted_checkpoints(case: Case) -> Iterator[str]:
 def local_checkpoints(case: Case) -> Iterator[str]:
     """validate_args: checkpoints on the nodes have a place, and maybe copies elsewhere."""
     kind = "--non-persistent-ckpt-type"
+    if case.text(kind) not in ("global", "local", None):
+        yield f"{case.said(kind)}: only global and local are supported"
     if case.text(kind) == "local" and not case.has("--non-persistent-local-ckpt-dir"):
         yield f"{case.said(kind)} needs --non-persistent-local-ckpt-dir"
     if case.has("--replication"):
@@ -177,6 +179,32 @@ def local_checkpoints(case: Case) -> Iterator[str]:
             yield "--replication needs --replication-jump"
         if case.text(kind) != "local":
             yield f"--replication needs {kind} local"
+
+
+def inference_layers(case: Case) -> Iterator[str]:
+    """TransformerConfig: layers for inference, their options, and the experts that they know."""
+    flag, layers = "--transformer-impl", "inference_optimized"
+    fused, plain = "--inference-fuse-tp-communication", "--inference-disable-triton-nvls-kernels"
+    if case.text(flag) != layers:
+        for option in (fused, plain):
+            if case.has(option):
+                yield f"{case.said(option)} needs {flag} {layers}"
+        return
+    excluded = ["--apply-layernorm-1p", "--add-qkv-bias", "--use-kitchen"]
+    if case.experts:
+        excluded += [fused, "--swiglu", "--quick-geglu", "--moe-expert-capacity-factor"]
+        excluded += ["--moe-router-padding-for-quantization", "--moe-router-padding-for-fp8"]
+        if case.expert_tensor > 1:
+            yield f"{case.said(flag)} with experts needs ETP=1"
+        if case.text("--moe-router-dtype") != "fp32":
+            yield f"{case.said(flag)} with experts needs --moe-router-dtype fp32"
+    for other in excluded:
+        if case.has(other):
+            yield f"{case.said(flag)} cannot go with {other}"
+    if case.text("--normalization") != "RMSNorm":
+        yield f"{case.said(flag)} needs --normalization RMSNorm"
+    if not case.has("--disable-bias-linear"):
+        yield f"{case.said(flag)} needs --disable-bias-linear"
 
 
 def fsdp_sharding(case: Case) -> Iterator[str]:
@@ -322,6 +350,7 @@ ERRORS = (
     l2_norm,
     converted_checkpoints,
     local_checkpoints,
+    inference_layers,
     fsdp_sharding,
     offload_numbers,
     paged_stash,

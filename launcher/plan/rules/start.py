@@ -50,6 +50,17 @@ def not_a_number(case: Case) -> Iterator[str]:
             yield f"{case.said(flag)} is not a number"
 
 
+def out_of_range(case: Case) -> Iterator[str]:
+    """The model's layers: probabilities, and shares and sizes that are not below 0."""
+    for flag in ("--attention-dropout", "--hidden-dropout"):
+        share = case.real(flag)
+        if share is not None and not 0 <= share <= 1:
+            yield f"{case.said(flag)} is not between 0 and 1"
+    for flag in ("--rotary-percent", "--padded-vocab-size"):
+        if case.has(flag) and (case.real(flag) or 0) < 0:
+            yield f"{case.said(flag)} is below 0"
+
+
 def split_optimizer(case: Case) -> Iterator[str]:
     """DistributedOptimizer: the states of Adam, or of an optimizer that says how to make them."""
     flag = "--optimizer"
@@ -128,6 +139,7 @@ RUN_TIME = (
     decay_of_weights,
     scheduler_of_a_checkpoint,
     not_a_number,
+    out_of_range,
     split_optimizer,
     exit_signal,
     external_data,
