@@ -20,8 +20,20 @@ SAMPLE = Path(__file__).parent / "judged_flags.jsonl.gz"
 ELSEWHERE = "a file that only the machine which trains has"
 MISSED = {
     **dict.fromkeys(
-        """5001-165 5001-293 7201-27 7201-57 7201-306 7201-411 7201-425 7201-545 7201-568 7201-704
-        7201-895 7201-925""".split(),
+        [
+            "5001-165",
+            "5001-293",
+            "7201-27",
+            "7201-57",
+            "7201-306",
+            "7201-411",
+            "7201-425",
+            "7201-545",
+            "7201-568",
+            "7201-704",
+            "7201-895",
+            "7201-925",
+        ],
         ELSEWHERE,
     ),
     "7201-188": "--config-logger-dir: Megatron cannot write process groups to its log",

@@ -56,7 +56,6 @@ def test_what_is_modelled_names_a_part_of_the_plan():
         ("--enable-hyper-connections", {"parameters", "memory", "FLOPs"}),
         ("--experimental-attention-variant dsv4_hybrid", {"parameters", "memory", "FLOPs"}),
         ("--moe-paged-stash", {"memory"}),
-        ("--moe-paged-stash", {"memory"}),
         ("--optimizer soap", {"memory"}),
         ("--fp4-format e2m1", {"memory"}),
         ("--optimizer sgd", set()),

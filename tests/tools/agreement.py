@@ -19,6 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -718,9 +719,10 @@ def ours(job: Job) -> tuple[list[str], list[str]]:
 
 def verdicts(jobs: Mapping[str, Job], build: str = "ends") -> Iterator[dict[str, Any]]:
     """Let Megatron judge jobs by name; yield its verdicts as they come."""
-    with subprocess.Popen(
+    # Some drawn flags write files where the judge runs.
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
         [sys.executable, str(JUDGE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        stderr=subprocess.DEVNULL, text=True, cwd=folder,
     ) as judge:  # fmt: skip
         for name, job in jobs.items():
             request = {
