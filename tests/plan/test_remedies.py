@@ -35,7 +35,7 @@ def test_a_default_launch_fits_an_h100(name):
     ("name", "further", "change"),
     [
         ("DeepSeek-V3", NOTHING, r"--recompute-modules layernorm mla_up_proj mlp moe would"),
-        ("Qwen3-30B-A3B", "--micro-batch-size 4", r"moe --expert-model-parallel-size \d+ would"),
+        ("Qwen3-30B-A3B", "--micro-batch-size 4", r"moe --pipeline-model-parallel-size 2 "),
         ("Mixtral-8x22B", "--micro-batch-size 2", r"--recompute-modules layernorm moe would"),
     ],
 )
