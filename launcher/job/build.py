@@ -42,7 +42,8 @@ def build(request: Request) -> Job:
     draft = _empty(request)
     for step in STEPS:
         draft = step(draft, request)
-    return Job(**vars(draft), plan=plan(_case(draft)))
+    made = plan(_case(draft))
+    return Job(**vars(loading.hold_weights(draft, made)), plan=made)
 
 
 def _empty(request: Request) -> Draft:

@@ -9,22 +9,21 @@ run                                 a link to the run directory whose jobs save 
 from __future__ import annotations
 
 import errno
+import io
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from launcher.config import parallelism
 from launcher.config.parallelism import Sizes
+from launcher.job import weights
+from launcher.job.weights import LEGACY_FILE
 
 TRACKER = "latest_checkpointed_iteration.txt"
 OWNER = "run"
-LEGACY_FILE = "model_optim_rng.pt"
 RELEASE = "release"
 ALONE = Sizes(1, 1, 1, 1, 1)
-LARGEST_INDEX = 1 << 25  # bytes; more takes seconds to read
 
 
 def legacy_folders(sizes: Sizes) -> list[str]:
@@ -99,6 +98,36 @@ def incomplete(found: Path, sizes: Sizes) -> str:
     return ""
 
 
+def bound_to(found: Path) -> Sizes | None:
+    """Return the sizes that the optimizer's states in a distributed checkpoint belong to.
+
+    None where there are none, where any sizes can read them, or where the sizes are not found.
+    Megatron's own names tell: those of a buffer of a rank, or those of the parameters
+    (sharded_param_state_dp_reshardable and …_fully_reshardable, distrib_optimizer.py).
+    """
+    try:
+        if not any(".distributed.dp_group_idx_" in name for name in weights.tensors(found)):
+            return None
+        common = weights.unpickled(_common(found))
+        saved = vars((common[0] if isinstance(common, list) else common)["args"])
+        names = ("tensor", "pipeline", "expert")
+        tp, pp, ep = (saved[f"{name}_model_parallel_size"] for name in names)
+        return Sizes(tp, pp, 1, ep, saved.get("expert_tensor_parallel_size") or tp)
+    except Exception:  # zipfile and pickle raise whatever the bytes lead to
+        return None
+
+
+def _common(found: Path) -> Path | io.BytesIO:
+    """Return what torch.save wrote of a checkpoint's arguments: a file, or a part of one."""
+    if (found / "common.pt").is_file():
+        return found / "common.pt"
+    entries = weights.index(found / ".metadata").storage_data
+    (at,) = (at for key, at in entries.items() if key.fqn.startswith("common_state/"))
+    with (found / at.relative_path).open("rb") as file:
+        file.seek(at.offset)
+        return io.BytesIO(file.read(at.length))
+
+
 def newest_whole(folder: Path) -> int | None:
     """Return the newest iteration whose distributed checkpoint is whole."""
     return next(_whole(folder), None) if os.path.isdir(folder) else None
@@ -145,14 +174,10 @@ def _incomplete_legacy(found: Path, present: list[str], sizes: Sizes) -> str:
     return ""
 
 
-def _data_files(index: Path) -> dict[str, int]:
+def _data_files(path: Path) -> dict[str, int]:
     """Return name → bytes of the files that a distributed checkpoint's index refers to."""
     try:
-        if index.stat().st_size > LARGEST_INDEX:
-            return {}
-        with index.open("rb") as file:
-            found = _Unpickler(file).load()
-        places = found.storage_data.values()
+        places = weights.index(path).storage_data.values()
         ends: dict[str, int] = {}
         for each in places:
             end = each.offset + each.length
@@ -162,24 +187,3 @@ def _data_files(index: Path) -> dict[str, int]:
         return {}  # another layout than the one known here: nothing is held against it
     except Exception as error:  # pickle raises whatever its bytes lead to
         return {f"a readable .metadata ({type(error).__name__})": 1}
-
-
-class _Record:
-    """Stands for an object of any class: it has the state, and none of the behaviour."""
-
-    def __init__(self, *args: Any, **_: Any):
-        self.arguments = args
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Runs nothing that a file names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return _Record

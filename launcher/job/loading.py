@@ -5,29 +5,66 @@ A folder that this machine cannot see is judged by the job script, on the first 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 from pathlib import Path
 
-from launcher.config import parallelism
+from launcher.config import parallelism, releases
 from launcher.config.arguments import Argument, value
 from launcher.config.parallelism import Sizes
-from launcher.job import checkpoints, container
+from launcher.job import checkpoints, container, weights
 from launcher.job.draft import Draft
-from launcher.plan import Finding
+from launcher.plan import Finding, parameters
+from launcher.plan.plan import Plan
 
 FRESH = ("--finetune", "--no-load-optim", "--no-load-rng")
 STRICTNESS, MISSING = "--dist-ckpt-strictness", "--exit-on-missing-checkpoint"
 # Flags that say where a run's first start takes its weights from; a later start has its own.
 FIRST = ("--load", "--ckpt-step", *FRESH)
 WHOLE = "no weight is left random"  # an origin
+TOLERANT = f"({STRICTNESS} log_all loads what fits)"
 MODEL_FILES = (".yaml:", ".yml:")  # origins of a model's own flags
 
 
 def decide(draft: Draft) -> Draft:
     """Return the draft with how its first start loads decided, and objections to what cannot be."""
-    for step in (_intentions, _earlier_run, _checkpoint, _strictness, _resets, _losses):
+    for step in (_intentions, _earlier_run, _checkpoint, _optimizer, _strictness, _resets, _losses):
         draft = step(draft)
     return draft
+
+
+def hold_weights(draft: Draft, made: Plan) -> Draft:
+    """Object to a checkpoint that has other weights than the job's model."""
+    found, needs = _chosen(draft), needed(draft, made)
+    if found is None or not needs:
+        return draft
+    unlike = weights.unlike(found, needs)
+    return _object(draft, f"{_given(draft, '--load')}: {unlike} {TOLERANT}") if unlike else draft
+
+
+def needed(draft: Draft, made: Plan) -> weights.Needs:
+    """Return the weights of the job's model, by part and by rank.
+
+    Empty where the plan does not know them, and where the user asks for a load that is not strict.
+    """
+    shaped = made.shaped
+    strict = (value(draft.arguments, STRICTNESS) or "").startswith("raise_")
+    if shaped is None or "parameters" in shaped.unknown or not strict:
+        return {}
+    model, release = shaped.shape.model, releases.index(shaped.case.release)
+    if model.attention.latent and not model.attention.q_rank and release < releases.index("0.19"):
+        return {}  # the plan counts 0.19's norm before an uncompressed query
+    parts = {
+        "word embedding": 1,
+        "output": int(not model.tied),
+        "embedding": model.positions * model.hidden,
+        "decoder": parameters.norm(model).total,
+    }
+    for layer, count in parameters.by_layer(model):
+        parts[f"{'mtp' if layer.mtp else 'decoder'}.layers.{layer.number}"] = count.total
+    stages = itertools.cycle(count.total for count in shaped.counts)  # they vary fastest
+    return {"parts": parts, "ranks": dict(zip(checkpoints.legacy_folders(sizes(draft)), stages))}
 
 
 def folder(draft: Draft, flag: str) -> Path | None:
@@ -138,11 +175,40 @@ def _checkpoint(draft: Draft) -> Draft:
     return _object(draft, f"{_given(draft, '--load')}: {flaw}{offer}")
 
 
+def _optimizer(draft: Draft) -> Draft:
+    """Object to an optimizer that belongs to other parallel sizes than the job's."""
+    if {"--finetune", "--no-load-optim"} & draft.arguments.keys():
+        return draft
+    found, wanted = _chosen(draft), dataclasses.replace(sizes(draft), context=1)
+    bound = checkpoints.bound_to(found) if found else None
+    if bound in (None, wanted):
+        return draft
+    return _object(
+        draft,
+        f"{_given(draft, '--load')}: its optimizer was saved for {bound}, and this is {wanted}: "
+        "use the same sizes, or --no-load-optim to begin it anew "
+        "(--dist-ckpt-optim-fully-reshardable saves one that any sizes can read)",
+    )
+
+
+def _chosen(draft: Draft) -> Path | None:
+    """Return the folder of the iteration that the job loads; None where it is not whole here."""
+    place, step = folder(draft, "--load"), value(draft.arguments, "--ckpt-step")
+    if place is None or not seen(place):
+        return None
+    step = step or checkpoints.tracked(place)
+    if step is None or checkpoints.flaw(place, sizes(draft), step):
+        newest = checkpoints.newest_whole(place)
+        return None if newest is None else checkpoints.place(place, str(newest))
+    return checkpoints.place(place, step)
+
+
 def _strictness(draft: Draft) -> Draft:
     """Let a load fail on weights that are not in the checkpoint.
 
-    What only the checkpoint has is no error: an optimizer that the load does not ask for, or the
-    extra states of Transformer Engine's layers where others run.
+    `raise_all` would fail on whatever only the checkpoint has too: an optimizer that the load does
+    not ask for, the random state at another TP or PP, or the extra states of Transformer Engine's
+    layers where others run (validation.py). `hold_weights` therefore finds weights too many.
     """
     if not {"--load", "--save"} & draft.arguments.keys():
         return draft

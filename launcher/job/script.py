@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from launcher.config.arguments import Arguments, quote, value
 from launcher.config.parallelism import FLAG_OF
 from launcher.config.settings import SECRETS
 from launcher.errors import UsageError
-from launcher.job import checkpoints, container, loading, sbatch, shell
+from launcher.job import checkpoints, container, loading, sbatch, shell, weights
 from launcher.job.draft import Job
 
 
@@ -69,7 +70,11 @@ def _checkpoints(job: Job) -> dict[str, object]:
     load, save = loading.folder(job, "--load"), loading.folder(job, "--save")
     sizes = loading.sizes(job)
     unseen = load is not None and container.on_no_mount(settings, str(load))
+    needs = loading.needed(job, job.plan) if load not in (None, save) else {}
     return {
+        "needs": json.dumps(needs, separators=(",", ":")) if needs else None,
+        "weights": Path(weights.__file__).read_text(encoding="utf-8") if needs else None,
+        "tolerant": loading.TOLERANT,
         "load": str(load) if load is not None and not unseen else None,
         "save": str(save) if save is not None else None,
         "step": value(job.arguments, "--ckpt-step"),

@@ -100,18 +100,24 @@ def expert_parameters(shape: Shape, count: Count) -> int:
     return count.routed if apart else 0
 
 
+def by_layer(model: Model) -> list[tuple[Layer, Count]]:
+    """Count each layer of the model itself, MTP's layers last."""
+    layers = [Layer(n, model.moe[n], model.linear[n], False) for n in range(model.layers)]
+    layers += [mtp_layer(model, n) for n in range(model.mtp_built)]
+    return [(one, layer(model, _WHOLE, one)) for one in layers]
+
+
 def whole(model: Model) -> WholeModel:
     """Count the model itself."""
-    layers = [Layer(n, model.moe[n], model.linear[n], False) for n in range(model.layers)]
-    decoder = sum((layer(model, _WHOLE, one) for one in layers), Count())
+    layers = by_layer(model)
+    decoder = sum((count for one, count in layers if not one.mtp), Count())
     total = (
         decoder + embedding(model, _WHOLE) + norm(model) + output(model, _WHOLE, shared=model.tied)
     ).total
-    mtp = [layer(model, _WHOLE, mtp_layer(model, n)) for n in range(model.mtp_built)]
-    extra = sum(mtp, Count()).total
+    extra = sum((count for one, count in layers if one.mtp), Count()).total
     return WholeModel(
         total=total,
-        active=total - sum(one.moe for one in layers) * idle_experts(model),
+        active=total - sum(model.moe) * idle_experts(model),
         mtp=extra,
     )
 

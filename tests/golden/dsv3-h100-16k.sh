@@ -228,18 +228,20 @@ whole() {
   [[ -s $1/metadata.json && -s $1/.metadata || -s $1/mp_rank_03_007_031/model_optim_rng.pt ]]
 }
 
+# Print the folder of an iteration, or of the released weights.
+folder_of() {
+  if [[ $2 == release ]]; then echo "$1/release"; else printf '%s/iter_%07d\n' "$1" "$((10#$2))"; fi
+}
+
 # Print what keeps Megatron from loading iteration $2, or the tracker's, from a folder; or nothing.
 flaw() {
   local iteration=${2:-} folder
   if [[ -z $iteration ]]; then
     [[ -e $1/$tracker ]] || { echo "$1 has no checkpoint: there is no $tracker" && return; }
     iteration=$(tr -d '[:space:]' <"$1/$tracker")
+    [[ $iteration =~ ^(release|[0-9]+)$ ]] || { echo "$1/$tracker holds '$iteration', which is no iteration" && return; }
   fi
-  case $iteration in
-  release) folder=$1/release ;;
-  '' | *[!0-9]*) echo "$1/$tracker holds '$iteration', which is no iteration" && return ;;
-  *) folder=$1/$(printf 'iter_%07d' "$((10#$iteration))") ;;
-  esac
+  folder=$(folder_of "$1" "$iteration")
   whole "$folder" || echo "$folder is not there, not whole, or not of TP4 PP8 EP32 ETP1"
 }
 

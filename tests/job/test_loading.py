@@ -153,7 +153,8 @@ def test_a_load_path_that_cannot_be_read_stops_the_submission(tmp_path: Path):
 def test_a_path_that_only_the_nodes_see_is_left_to_them():
     seen = preview(LOAD_PATH="/only-there/load", **MIXTRAL)
     assert "error:" not in seen.stderr
-    assert "found=$(flaw /only-there/load )\n" in seen.script
+    assert "local -r load=/only-there/load\n" in seen.script
+    assert "\n  check_load\n" in seen.script
 
 
 def test_how_strict_a_load_is(tmp_path: Path):
