@@ -7,9 +7,10 @@
 # submits it. DRY_RUN=1 or --dry-run prints instead. design_docs/variables.md lists the variables.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 export -n SHELLOPTS BASHOPTS # else each program that is a Bash script gets this one's options
+set +o posix
 set -euo pipefail
 
-WORKSPACE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+WORKSPACE=$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")
 layer= # the file that is being sourced
 
 # End the launch with one line; layers may call it.
@@ -106,6 +107,7 @@ export LAYER_ORIGINS
 
 # `python3 -m launcher sweep` reads the layers of many jobs: the words, then the environment.
 if [[ ${LAUNCHER_COMMAND:-} == layers ]]; then
+  printf '\0'
   printf '%s\0' "${#words[@]}" ${words[@]+"${words[@]}"}
   exec env --null
 fi

@@ -4,9 +4,10 @@
 #   bash launcher/setup.sh launcher [ARGUMENTS…]   PyYAML and Jinja2, then the launcher with ARGUMENTS
 #   bash launcher/setup.sh training                Megatron-Core and torch, for CLUSTER=local
 #   bash launcher/setup.sh test                    the same and what the tests need
+export -n SHELLOPTS BASHOPTS # of the calling shell: they are not for other programs
 set -euo pipefail
 
-ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+ROOT=$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")
 readonly ROOT VENV=$ROOT/.venv
 readonly TRAINING_PYTHONS=(3.12 3.13) # what the pinned megatron-core and torch have wheels for
 

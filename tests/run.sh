@@ -7,9 +7,10 @@
 #   bash tests/run.sh --help       this text; installs nothing
 #
 # Further words go to pytest.
+export -n SHELLOPTS BASHOPTS # of the calling shell: they are not for other programs
 set -euo pipefail
 
-ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+ROOT=$(dirname -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")")
 readonly ROOT
 case ${1:-} in
 -h | --help)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launcher import cli
-from launcher.config import model_file
+from launcher.config import bash_layers, model_file
 from tests.support.launching import ROOT, STAMP, launch, preview
 
 MODELS = model_file.names(ROOT)
@@ -387,3 +387,69 @@ def test_what_nodes_without_gpus_change_names_its_cause():
     (line,) = (line for line in seen.stderr.splitlines() if line.startswith("--transformer-impl"))
     assert line.endswith("GPU=none")
     assert "CLUSTER=local" not in seen.stderr
+
+
+# What a shell may have left of itself; Bash itself takes IFS from nobody.
+SHELL = {
+    "BASHOPTS": "failglob:nocasematch",
+    "BASH_FUNC_cd%%": '() { builtin cd "$@" && ls; }',
+    "BASH_FUNC_dirname%%": '() { command dirname "$@"; }',
+    "CDPATH": "/:/tmp",
+    "ENV": "/absent",
+    "GLOBIGNORE": "*",
+    "IFS": "/_",
+    "POSIXLY_CORRECT": "1",
+    "SHELLOPTS": "nounset:noglob:posix",
+}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sbatch_benchmarking.sh",
+        "best_practice/Mixtral/run_mixtral_8x22b_h100.sh",
+    ],
+)
+def test_what_the_shell_leaves_to_its_scripts_changes_nothing(script: str, tmp_path: Path):
+    (tmp_path / "greeting").write_text("echo hello; unset -f cd; alias exec=false\n")
+    given = {"MODEL": "Mixtral-8x7B", "DRY_RUN": "1"} if "/" not in script else {"DRY_RUN": "1"}
+    clean = launch(script=Path(script), **given)
+    poisoned = launch(script=Path(script), **given, **SHELL)
+    assert clean.status == poisoned.status == 0, poisoned.stderr
+    assert (poisoned.stdout, poisoned.stderr) == (clean.stdout, clean.stderr)
+    # The layers are read from a process whose Bash may print a greeting.
+    login = {name: os.environ[name] for name in ("PATH", "HOME")}
+    environ = {**login, **given, **SHELL, "BASH_ENV": str(tmp_path / "greeting")}
+    (left, words), (right, same) = (
+        bash_layers.source(ROOT / script, ["--seed", "1"], each)
+        for each in (login | given, environ)
+    )
+    assert words == same
+    shells = {*SHELL, "BASH_ENV", "LAYER_ORIGINS", "_"}
+    assert {name: text for name, text in right.items() if name not in shells} == {
+        name: text for name, text in left.items() if name not in shells
+    }
+
+
+def test_no_program_gets_the_shells_options(tmp_path: Path):
+    """A Bash script among the programs, as a Python of pyenv's is, would fail by them."""
+    for name in ("python3", "python"):
+        (tmp_path / name).write_text(
+            '#!/bin/bash\necho "$-"; : "$UNSET_VARIABLE"; false; echo end\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    given = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SHELLOPTS": "xtrace",
+        "BASHOPTS": "extglob",
+    }
+    for script in ("sbatch_benchmarking.sh", "ckpt_convert_scripts/convert.sh"):
+        copy = tmp_path / "copy" / script  # without the repository's own environments
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / script, copy)
+        shutil.copytree(
+            ROOT / "runtime_configs", tmp_path / "copy/runtime_configs", dirs_exist_ok=True
+        )
+        seen = launch(script=copy, MODEL="Mixtral-8x7B", **given)
+        assert seen.stdout.splitlines()[-1] == "end", seen.stderr
+        assert not set("eu") & set(seen.stdout.splitlines()[0])

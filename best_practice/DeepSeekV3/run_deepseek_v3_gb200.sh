@@ -32,5 +32,4 @@ if [[ ${MCORE_RELEASE_VERSION:-} == dev ]]; then
   args+=(--offload-optimizer-states)
 fi
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

@@ -28,5 +28,4 @@ args=(
   --moe-router-force-load-balancing
 )
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

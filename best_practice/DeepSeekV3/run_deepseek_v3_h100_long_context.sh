@@ -36,5 +36,4 @@ args=(
   --mtp-loss-scaling-factor 0.1
 )
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

@@ -34,5 +34,4 @@ esac
 export MODEL=Mixtral-8x22B RUN_NAME NNODES TP PP VPP EP CP MBS GBS SEQ_LEN PR DISPATCHER \
   A2A_OVERLAP OPTIMIZER_OFFLOAD GPU
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

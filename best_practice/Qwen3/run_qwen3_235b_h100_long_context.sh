@@ -33,5 +33,4 @@ args=(
   --recompute-modules layernorm moe
 )
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

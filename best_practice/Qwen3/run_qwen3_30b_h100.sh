@@ -28,5 +28,4 @@ esac
 export MODEL=Qwen3-30B-A3B MBS RUN_NAME NNODES TP PP VPP EP CP GBS SEQ_LEN PR DISPATCHER \
   A2A_OVERLAP OPTIMIZER_OFFLOAD GPU
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

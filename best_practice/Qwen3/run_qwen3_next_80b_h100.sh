@@ -24,5 +24,4 @@ if [[ ${MCORE_RELEASE_VERSION:-} == dev ]]; then
   args+=(--mtp-num-layers 1 --mtp-loss-scaling-factor 0.1)
 fi
 
-zoo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
-exec bash "$zoo/sbatch_benchmarking.sh" "${args[@]}" -- "$@"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/../../sbatch_benchmarking.sh" "${args[@]}" -- "$@"

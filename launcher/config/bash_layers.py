@@ -33,7 +33,8 @@ def source(
         told = os.fsdecode(done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
         reason = "; ".join(line.removeprefix("error: ") for line in told[-2:])
         raise UsageError(f"{script} failed while Bash read its layers: {reason}")
-    count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
+    # Before the first NUL stands what the files of BASH_ENV may have printed.
+    _, count, *entries = os.fsdecode(done.stdout).split("\0")[:-1]
     pairs = (entry.partition("=") for entry in entries[int(count) :])
     left = {name: text for name, _, text in pairs}
     del left["LAUNCHER_COMMAND"]

@@ -240,7 +240,7 @@ def _environment(draft: Draft, request: Request) -> Draft:
     )
     merged.update(shell.passed_on(draft, environ))
     merged["WANDB_MODE"] = (environ.get("WANDB_MODE", "disabled"), "setting")
-    return draft.change(environment=merged)
+    return draft.change(environment=shell.without_secrets(draft, merged))
 
 
 def _loading(draft: Draft, request: Request) -> Draft:

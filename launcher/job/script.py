@@ -39,6 +39,8 @@ def render(job: Job) -> str:
         kept=[*shell.PERSON, *shell.OF_THE_JOB],
         # Every job has variables of Slurm's own, which say nothing of the shell.
         heeded=[name for name in shell.HEEDED if name != "SLURM*"],
+        secret_words=shell.SECRET_WORDS,
+        masks=[f"s,{shell.IN_URL},\\1***@,g", f"s,{shell.IN_PROXY},\\1***@,"],
         # In a container the image has its own.
         path=None if settings.CONTAINER_RUNTIME == "pyxis" else job.search_path,
         nodes=job.nodes,

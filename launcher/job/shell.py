@@ -35,7 +35,10 @@ HEEDED = (
     *("OMP[_I]*", "*PMI*", "PYTHON*", "PYTORCH*", "RANK", "SBATCH*", "SLURM*", "SRUN*"),
     *("TORCH*", "TRITON*", "UC[CX]_*", "WANDB*", "WORLD_SIZE"),
 )
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL", "JWT")  # in a variable's name
+# A user's name or password in a URL, or before the host of a proxy; extended syntax, as sed has it.
+IN_URL = "(://)([^/@[:space:]]*|[^@[:space:]]*:[^[:space:]]*)@"
+IN_PROXY = "^([[:alnum:]_]*_[pP][rR][oO][xX][yY]=)[^/]*@"
 _FOR_SLURM = re.compile(r"_?S(LURM|BATCH|RUN|ALLOC|QUEUE|INFO|CONTROL|ACCT|CANCEL|PANK)_")
 
 
@@ -51,22 +54,41 @@ def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def is_secret(name: str) -> bool:
-    """Say whether a variable's name tells that its value must stand in no file."""
-    return bool(_SECRET.search(name))
+def is_secret(name: str, text: str) -> bool:
+    """Say whether a variable's name, or a URL in its value, tells that it must stand in no file."""
+    named = any(word in name.upper().replace("TOKENIZER", "") for word in SECRET_WORDS)
+    patterns = (
+        re.sub(r"\[:(\w+):\]", lambda each: _CLASSES[each[1]], p) for p in (IN_URL, IN_PROXY)
+    )
+    return named or any(re.search(pattern, f"{name}={text}") for pattern in patterns)
+
+
+_CLASSES = {"space": r"\s", "alnum": r"0-9A-Za-z"}
+
+
+def without_secrets(draft: Draft, environment: Environment) -> Environment:
+    """Return the environment if all of it may stand in job.sh. Raises UsageError.
+
+    On this machine the training processes have a secret from the launching shell.
+    """
+    kept = {}
+    for name, (text, origin) in environment.items():
+        if not is_secret(name, text):
+            kept[name] = (text, origin)
+        elif not draft.is_local:
+            raise UsageError(
+                f"{name} ({origin}) may be a secret, and would stand in job.sh: "
+                "let NODE_SETUP_PATH set it on the node"
+            )
+    return kept
 
 
 def passed_on(draft: Draft, environ: Mapping[str, str]) -> Environment:
-    """Return the variables that PASS_ENV names. Raises UsageError for a secret."""
+    """Return the variables that PASS_ENV names."""
     origin = f"PASS_ENV ({draft.settings.origin('PASS_ENV')})"
     found = {}
     for pattern in re.split(r"[\s,]+", draft.settings.PASS_ENV or ""):
         for name in filter(lambda name: fnmatchcase(name, pattern), environ):
-            if is_secret(name):
-                raise UsageError(
-                    f"{origin}: {name} may be a secret, and would stand in job.sh; "
-                    "NODE_SETUP_PATH can set it on the node"
-                )
             found[name] = (environ[name], f"environment, {origin}")
     return found
 

@@ -15,11 +15,12 @@
 # Qwen3-30B-A3B: 32 ranks, TP1 PP1 EP8 CP1
 # Complete in itself: `sbatch job.sh` in its folder starts the same run again, after its last checkpoint.
 # shellcheck disable=SC2016,SC2329 # the quoted values reach Megatron as they are; tasks call functions
+set +o posix
 set -euo pipefail
 
 # The training processes get what this file says, whatever shell has submitted it. -p leaves out that
 # shell's functions and options; the loop leaves out its variables, but for those of the first case.
-[[ $- == *p* ]] || exec /bin/bash -p "$0" "$@"
+[[ $- == *p* ]] || builtin exec /bin/bash -p "$0" "$@"
 unset _name _left_out
 _left_out=()
 for _name in $(compgen -e); do
@@ -288,15 +289,18 @@ note_environment() {
   [[ -w /output/runs/qwen3-30b-h100-4k-full-recompute-260101_000000 ]] || return 0 # the container has no such place
   for name in $(compgen -e); do
     case ${name^^} in
-    *KEY* | *TOKEN* | *SECRET* | *PASSW* | *CREDENTIAL*) ;;
+    *KEY* | *TOKEN* | *SECRET* | *PASSW* | *CREDENTIAL* | *JWT*) ;;
     *) printf '%s=%q\n' "$name" "${!name}" ;;
     esac
-  done >/output/runs/qwen3-30b-h100-4k-full-recompute-260101_000000/environment.rank0
+  done | masked >/output/runs/qwen3-30b-h100-4k-full-recompute-260101_000000/environment.rank0
   for name in CUDA_DEVICE_MAX_CONNECTIONS NCCL_NVLS_ENABLE NVTE_ALLOW_NONDETERMINISTIC_ALGO NVTE_BWD_LAYERNORM_SM_MARGIN NVTE_FWD_LAYERNORM_SM_MARGIN PYTORCH_CUDA_ALLOC_CONF WANDB_MODE; do
     meant=$(eval "$exports" && printf %s "${!name}")
-    [[ ${!name:-} == "$meant" ]] || echo "note: rank 0 has $name=${!name:-}, and environment.yaml says $meant"
+    [[ ${!name:-} == "$meant" ]] || echo "note: rank 0 has $name=${!name:-}, and environment.yaml says $meant" | masked
   done
 }
+
+# Take names and passwords out of the URLs and proxies of a text.
+masked() { sed -E 's,(://)([^/@[:space:]]*|[^@[:space:]]*:[^[:space:]]*)@,\1***@,g; s,^([[:alnum:]_]*_[pP][rR][oO][xX][yY]=)[^/]*@,\1***@,'; }
 
 status=0
 written=$(stat --dereference --format=%s "$run_dir/log" 2>/dev/null || echo 0) # before this start
@@ -312,7 +316,7 @@ srun \
   --container-image=YOUR_CONTAINER_IMAGE \
   --container-mounts=YOUR_CONTAINER_MOUNTS \
   --container-workdir=YOUR_MEGATRON_PATH \
-  bash -c "exports=$(printf %q "$exports"); eval \"\$exports\"; $(declare -f note_environment run_rank); run_rank \"\$@\"" task \
+  bash -c "exports=$(printf %q "$exports"); eval \"\$exports\"; $(declare -f masked note_environment run_rank); run_rank \"\$@\"" task \
   "${training_command[@]}" || status=$?
 output() { tail --bytes="+$((written + 1))" "$run_dir/log"; }
 # What the log of this start tells of its end.
