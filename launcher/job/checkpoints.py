@@ -27,15 +27,30 @@ ALONE = Sizes(1, 1, 1, 1, 1)
 
 
 def legacy_folders(sizes: Sizes) -> list[str]:
-    """Return a legacy checkpoint's folders, one a rank of the model (get_checkpoint_name)."""
+    """Return a legacy checkpoint's folders, one a rank of the model, the stages varying fastest."""
+    ranks = range(sizes.pipeline)
+    return [_legacy_folder(sizes, pair, stage) for pair in _tensor_expert(sizes) for stage in ranks]
+
+
+def last_legacy_folder(sizes: Sizes) -> str:
+    """Return the last of a legacy checkpoint's folders."""
+    return _legacy_folder(sizes, _tensor_expert(sizes)[-1], sizes.pipeline - 1)
+
+
+def _tensor_expert(sizes: Sizes) -> list[tuple[int, int]]:
+    """Return the tensor and the expert ranks that occur together."""
     kinds = parallelism.tensor_expert(sizes.tensor, sizes.expert, sizes.expert_tensor)
-    return [
+    return sorted({(tensor, expert) for tensor, expert, _ in kinds})
+
+
+def _legacy_folder(sizes: Sizes, pair: tuple[int, int], stage: int) -> str:
+    """Return the name of a rank's folder (get_checkpoint_name)."""
+    tensor, expert = pair
+    return (
         f"mp_rank_{tensor:02d}"
         + (f"_{stage:03d}" if sizes.pipeline > 1 else "")
         + (f"_{expert:03d}" if sizes.expert > 1 else "")
-        for tensor, expert in sorted({(tensor, expert) for tensor, expert, _ in kinds})
-        for stage in range(sizes.pipeline)
-    ]
+    )
 
 
 def tracked(folder: Path) -> str | None:

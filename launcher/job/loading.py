@@ -36,10 +36,9 @@ def decide(draft: Draft) -> Draft:
 
 def hold_weights(draft: Draft, made: Plan) -> Draft:
     """Object to a checkpoint that has other weights than the job's model."""
-    found, needs = _chosen(draft), needed(draft, made)
-    if found is None or not needs:
-        return draft
-    unlike = weights.unlike(found, needs)
+    found = _chosen(draft)
+    needs = needed(draft, made) if found else {}
+    unlike = weights.unlike(found, needs) if found and needs else ""
     return _object(draft, f"{_given(draft, '--load')}: {unlike} {TOLERANT}") if unlike else draft
 
 

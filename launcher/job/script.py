@@ -81,7 +81,7 @@ def _checkpoints(job: Job) -> dict[str, object]:
         "save": str(save) if save is not None else None,
         "step": value(job.arguments, "--ckpt-step"),
         "sizes": sizes,
-        "legacy": f"{checkpoints.legacy_folders(sizes)[-1]}/{checkpoints.LEGACY_FILE}",
+        "legacy": f"{checkpoints.last_legacy_folder(sizes)}/{checkpoints.LEGACY_FILE}",
         "fsdp": value(job.arguments, "--ckpt-format") in ("torch_dcp", "fsdp_dtensor"),
         "takes_over": settings.RESUME or settings.FORCE or (load is not None and load == save),
     }

@@ -6,9 +6,10 @@ commands read some two hundred variables; none but these reaches one.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 
 from launcher.config.settings import FIELDS, SECRETS
 from launcher.errors import UsageError
@@ -77,8 +78,8 @@ def without_secrets(draft: Draft, environment: Environment) -> Environment:
             kept[name] = (text, origin)
         elif not draft.is_local:
             raise UsageError(
-                f"{name} ({origin}) may be a secret, and would stand in job.sh: "
-                "let NODE_SETUP_PATH set it on the node"
+                f"{origin}: {name} may be a secret, and would stand in job.sh; "
+                "NODE_SETUP_PATH can set it on the node"
             )
     return kept
 
@@ -114,4 +115,9 @@ def compare(draft: Draft, environ: Mapping[str, str]) -> Draft:
 
 def heeded(names: Iterable[str]) -> list[str]:
     """Return those of the names that a training process might heed."""
-    return [name for name in names if any(fnmatchcase(name, known) for known in HEEDED)]
+    return list(filter(_heeded().match, names))
+
+
+@functools.cache
+def _heeded() -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, HEEDED)))

@@ -16,7 +16,6 @@ import math
 import pickle
 import re
 import sys
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,6 +86,8 @@ def unpickled(file: Path | io.BytesIO) -> Any:
 
     Raises whatever zipfile and pickle are led to by its bytes.
     """
+    import zipfile  # a dry run without a checkpoint does without it
+
     with zipfile.ZipFile(file) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith("/data.pkl"))
         if archive.getinfo(name).file_size > LARGEST_INDEX:

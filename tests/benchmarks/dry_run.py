@@ -2,13 +2,15 @@
 
     python tests/benchmarks/dry_run.py [rounds]
 
-Whole processes, measured in turns on the same machine, so the ratios mean something on any. What
+Whole processes and their processor time, measured in turns, so the ratios mean something on any
+machine. What
 the plan costs is shown by a dry run whose plan is empty: nothing is checked, counted or printed.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -40,6 +42,18 @@ launcher.plan.projection.report = lines
 from launcher import cli
 sys.exit(cli.main(["submit"]))
 """
+# What decides how a job starts and what it inherits: the checks of checkpoints and of the shell.
+UNCHECKED = """
+import sys
+from launcher import cli
+from launcher.job import build, checkpoints, loading, shell
+loading.decide = lambda draft: draft
+loading.hold_weights = lambda draft, made: draft
+shell.compare = lambda draft, environ: draft
+shell.without_secrets = lambda draft, environment: environment
+checkpoints.last_legacy_folder = lambda sizes: "mp_rank_00"
+sys.exit(cli.main(["submit"]))
+"""
 PLANNED = """
 import sys
 from launcher import cli
@@ -48,11 +62,17 @@ sys.exit(cli.main(["submit"]))
 
 
 def seconds(command: list[str]) -> float:
-    start = time.perf_counter()
+    """Return the processor time of a process, which other work of the machine changes little."""
+    start = _of_children()
     subprocess.run(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
     )
-    return time.perf_counter() - start
+    return _of_children() - start
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def in_process(times: int) -> float:
@@ -81,9 +101,10 @@ def main() -> None:
     pairs = [(seconds(imports), seconds(dry_run)) for _ in range(rounds)]
     base, dry = (statistics.median(column) for column in zip(*pairs))
     ENVIRONMENT.update(layered(), PYTHONPATH=str(ROOT))
-    codes = [["python3", "-c", code] for code in (UNPLANNED, UNPROJECTED, PLANNED)]
+    programs = (UNPLANNED, UNPROJECTED, UNCHECKED, PLANNED)
+    codes = [["python3", "-c", code] for code in programs]
     turns = [[seconds(code) for code in codes] for _ in range(rounds)]
-    without, unprojected, plan = (statistics.median(column) for column in zip(*turns))
+    without, unprojected, unchecked, plan = (statistics.median(column) for column in zip(*turns))
     print(f"import yaml, jinja2   {base * 1000:6.0f} ms")
     print(f"dry run               {dry * 1000:6.0f} ms   {dry / base:.2f} times the import")
     print(f"its Python, no plan   {without * 1000:6.0f} ms")
@@ -93,6 +114,9 @@ def main() -> None:
     print(
         f"without a projection  {unprojected * 1000:6.0f} ms   with one "
         f"{plan / unprojected:.2f} times that"
+    )
+    print(
+        f"no check of starts    {unchecked * 1000:6.0f} ms   with them {plan / unchecked:.2f} times that"
     )
     print(f"1,000 renders in one process   {in_process(1000):.2f} s")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from launcher.job import sbatch
+from launcher.job import sbatch, shell
 from tests.support.launching import launch, preview
 
 
@@ -114,6 +116,44 @@ def test_a_secret_is_not_passed_on():
     seen = launch(MODEL="DeepSeek-V3", DRY_RUN="1", PASS_ENV="AWS_*", AWS_SECRET_ACCESS_KEY="x")
     assert seen.status == 1
     assert "PASS_ENV (environment): AWS_SECRET_ACCESS_KEY may be a secret" in seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "secret"),
+    [
+        ("WANDB_API_KEY", "x", True),
+        ("SLURM_JWT", "x", True),
+        ("db_password", "x", True),
+        ("TOKENIZERS_PARALLELISM", "false", False),
+        ("http_proxy", "http://user:pass@host:3128", True),
+        ("HTTPS_PROXY", "http://user:p/a:s@host", True),
+        ("all_proxy", "user:pass@host:3128", True),
+        ("no_proxy", "localhost,10.0.0.0/8", False),
+        ("INDEX", "https://token@host/simple", True),
+        ("INDEX", "https://host:8443/simple", False),
+        ("IMAGE", "registry:5000/team/image@sha256:0123", False),
+    ],
+)
+def test_what_counts_as_a_secret(name: str, text: str, secret: bool):
+    assert shell.is_secret(name, text) == secret
+    script = preview().script
+    masked = script.split("\nmasked() ", 1)[1].splitlines()[0]
+    done = subprocess.run(
+        ["bash", "-c", f"masked() {masked}\nmasked"], input=f"{name}={text}\n",
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    in_value = secret and text != "x"
+    assert ("***@" in done.stdout) == in_value, done.stdout
+    assert done.stdout == f"{name}={text}\n" or (in_value and "pass" not in done.stdout)
+
+
+def test_a_cluster_config_with_a_secret(tmp_path: Path):
+    mine = tmp_path / "mine.conf"
+    mine.write_text("https_proxy=http://me:secret@proxy:3128\nOUTPUT_PATH=/absent/out\n")
+    seen = launch(MODEL="DeepSeek-V3", DRY_RUN="1", CLUSTER=str(mine))
+    assert seen.status == 1
+    assert f"{mine}: https_proxy may be a secret, and would stand in job.sh" in seen.stderr
+    assert "me:secret" not in seen.stdout + seen.stderr
 
 
 def test_output_that_the_container_would_lose():

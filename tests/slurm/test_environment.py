@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import random
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,40 +30,26 @@ with open(path, "w") as file:
     json.dump(told, file)
 print(" [after training is done] datetime: now")
 """
-# What a login shell, an interactive step or another job leaves behind; the first word of a value
-# that is fatal, or wrong, where it is heeded.
-POISON = {
-    "SBATCH_ACCOUNT": "nobody", "SBATCH_ARRAY_INX": "0-1", "SBATCH_CONSTRAINT": "none",
-    "SBATCH_DISTRIBUTION": "cyclic", "SBATCH_ERROR": "/dev/null", "SBATCH_EXPORT": "NONE",
-    "SBATCH_HINT": "nomultithread", "SBATCH_JOB_NAME": "other", "SBATCH_NO_REQUEUE": "1",
-    "SBATCH_OPEN_MODE": "truncate", "SBATCH_OUTPUT": "/dev/null", "SBATCH_OVERCOMMIT": "1",
-    "SBATCH_PARTITION": "debug", "SBATCH_SIGNAL": "B:KILL@1", "SBATCH_TIMELIMIT": "1",
-    "SBATCH_WAIT": "1", "SLURM_CPU_BIND": "map_cpu:0", "SLURM_CPUS_PER_TASK": "3",
-    "SLURM_DISTRIBUTION": "cyclic", "SLURM_EXPORT_ENV": "NONE", "SLURM_GPUS": "8",
-    "SLURM_GPUS_PER_NODE": "8", "SLURM_GRES": "gpu:8", "SLURM_HINT": "nomultithread",
-    "SLURM_JOB_ID": "999999", "SLURM_JOB_NODELIST": "node9", "SLURM_JOB_NUM_NODES": "7",
-    "SLURM_KILL_BAD_EXIT": "0", "SLURM_LABELIO": "0", "SLURM_MEM_PER_CPU": "99999999",
-    "SLURM_MEM_PER_NODE": "1", "SLURM_MPI_TYPE": "none", "SLURM_NNODES": "1",
-    "SLURM_NPROCS": "1", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "9",
-    "SLURM_OVERCOMMIT": "1", "SLURM_PROCID": "5", "SLURM_STDOUTMODE": "none",
-    "SLURM_TASKS_PER_NODE": "9", "SLURM_TIMELIMIT": "1", "SLURM_WORKING_DIR": "/absent",
-    "SRUN_CPUS_PER_TASK": "16", "SRUN_EXPORT_ENV": "NONE", "PMIX_RANK": "5",
-    "PMIX_NAMESPACE": "other", "PYTHONPATH": "/absent", "PYTHONHOME": "/absent",
-    "LD_LIBRARY_PATH": "/absent", "LD_PRELOAD": "", "CUDA_VISIBLE_DEVICES": "0",
-    "NCCL_SOCKET_IFNAME": "lo", "NVTE_FLASH_ATTN": "0", "TORCH_LOGS": "+dynamo",
-    "TORCHELASTIC_RUN_ID": "other", "OMP_NUM_THREADS": "1", "RANK": "5", "WORLD_SIZE": "64",
-    "MASTER_ADDR": "elsewhere", "BASH_ENV": "/absent", "BASH_FUNC_srun%%": "() { false; }",
-    "SHELLOPTS": "xtrace", "HOME": "/absent", "USER": "nobody", "TMPDIR": "/absent",
-    "_name": "x", "LC_ALL": "C.UTF-8", "SQUEUE_PARTITION": "debug", "turn": "9",
+# Every input variable of sbatch and srun, and what else a job or a step sets; the value is fatal, or
+# wrong, where it is heeded. `sbatch`: what it does to Slurm's own sbatch, before job.sh begins.
+with Path(__file__).with_name("input_variables.csv").open(encoding="utf-8") as _file:
+    SLURM = list(csv.DictReader(_file))
+# What else a login shell, an interactive step or another job leaves behind.
+OTHERS = {
+    "BASHOPTS": "failglob", "BASH_ENV": "/absent", "BASH_FUNC_exec%%": "() { false; }",
+    "BASH_FUNC_srun%%": "() { false; }", "CDPATH": "/", "CUDA_VISIBLE_DEVICES": "0",
+    "ENV": "/absent", "GLOBIGNORE": "*", "HOME": "/absent", "LC_ALL": "C.UTF-8",
+    "LD_LIBRARY_PATH": "/absent", "LD_PRELOAD": "", "MASTER_ADDR": "elsewhere",
+    "MASTER_PORT": "1", "NCCL_SOCKET_IFNAME": "lo", "NVTE_FLASH_ATTN": "0",
+    "OMP_NUM_THREADS": "1", "POSIXLY_CORRECT": "1", "PYTHONHOME": "/absent",
+    "PYTHONPATH": "/absent", "RANK": "5", "SHELLOPTS": "xtrace", "SQUEUE_PARTITION": "debug",
+    "TMPDIR": "/absent", "TORCHELASTIC_RUN_ID": "other", "TORCH_LOGS": "+dynamo",
+    "USER": "nobody", "WORLD_SIZE": "64", "_name": "x", "exports": "x", "turn": "9",
 }  # fmt: skip
-# Fatal to Slurm's own sbatch, or to this machine's Python, before anything of ours has run.
-BY_HAND = {
-    *("SBATCH_ACCOUNT", "SBATCH_ARRAY_INX", "SBATCH_CONSTRAINT", "SBATCH_PARTITION", "SBATCH_WAIT"),
-    *("SBATCH_SIGNAL", "SBATCH_TIMELIMIT"),
-}
-LAUNCHER = {"PYTHONHOME", "PYTHONPATH"}
-# Slurm's own account of one job and step, and what stands for its number.
-OF_ONE_JOB = re.compile(r"SLURM|PMIX|MASTER_PORT|TRITON_CACHE_DIR|_$")
+POISON = {each["name"]: each["value"] for each in SLURM} | OTHERS
+BY_HAND = POISON.keys() - {each["name"] for each in SLURM if each["sbatch"]}
+# The user's own words to the launcher, or fatal to this machine's Python.
+LAUNCHED = POISON.keys() - {"PYTHONHOME", "PYTHONPATH", "MASTER_PORT"}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +70,26 @@ def program(tmp_path: Path) -> Path:
 
 
 def ranks(program: Path, run: Run, job_id: str = "") -> list[dict]:
-    """What the ranks of a job were given, without what is only that job's."""
+    """What the ranks of a job were given; the run directory's name is left out."""
     paths = sorted(program.parent.glob(f"told.{job_id or run.job_id}.*"))
-    texts = [path.read_text().replace(str(run.directory), "RUN") for path in paths]
-    told = [json.loads(text) for text in texts]
-    for each in told:
-        each["environ"] = {
-            name: text for name, text in each["environ"].items() if not OF_ONE_JOB.match(name)
-        }
-    return told
+    texts = [path.read_text().replace(run.directory.name, "RUN") for path in paths]
+    return [json.loads(text) for text in texts]
+
+
+def differences(job: list[dict], clean: list[dict], other: list[dict]) -> list[str]:
+    """What a job's ranks have otherwise than those of two clean jobs have alike."""
+    assert len(job) == len(clean) == len(other)
+    found = []
+    for rank, (mine, theirs, third) in enumerate(zip(job, clean, other)):
+        varies = {n for n, text in theirs["environ"].items() if third["environ"].get(n) != text}
+        for name in sorted(mine["environ"].keys() | theirs["environ"].keys()):
+            given, wanted = (each["environ"].get(name) for each in (mine, theirs))
+            if given != wanted and (name not in varies or given in (None, POISON.get(name))):
+                found.append(f"rank {rank}: {name}={given}, not {wanted}")
+        found += [
+            f"rank {rank}: {key}" for key in theirs if key != "environ" and mine[key] != theirs[key]
+        ]
+    return found
 
 
 def by_hand(cluster: Cluster, run: Run, environ: Mapping[str, str]) -> str:
@@ -104,29 +104,45 @@ def test_poisonous_variables_reach_no_rank(cluster: Cluster, program: Path, tmp_
     given = variables(program, TASKS_PER_NODE="2", EP="4", GBS="4", RUN_TIME="3")
     clean = submit(cluster, tmp_path / "clean", **given)
     assert finish(cluster, clean, 60)["JobState"] == "COMPLETED", clean.logs()
-    wanted = ranks(program, clean)
-    assert [each["place"] for each in wanted] == [
+    first = ranks(program, clean)
+    assert [each["place"] for each in first] == [
         ["0", "node1", "0"], ["1", "node1", "1"], ["2", "node2", "0"], ["3", "node2", "1"],
     ]  # fmt: skip
+    second = ranks(program, clean, by_hand(cluster, clean, {}))
     drawn = random.Random(12)
-    for number in range(4):
-        poison = dict(drawn.sample(sorted(POISON.items()), 30 if number else len(POISON)))
-        launched = {name: poison[name] for name in poison.keys() - LAUNCHER}
-        run = submit(
-            cluster,
-            tmp_path / "clean",
-            TIMESTAMP=f"26020{number + 1}_120000",
-            **{**launched, **given},
-        )
-        assert finish(cluster, run, 60)["JobState"] == "COMPLETED", (poison, run.logs())
-        assert ranks(program, run) == wanted, poison
-        again = {name: poison[name] for name in poison.keys() - BY_HAND}
-        job_id = by_hand(cluster, clean, again)
+    subsets = [sorted(LAUNCHED), *(drawn.sample(sorted(LAUNCHED), 60) for _ in range(2))]
+    for number, names in enumerate(subsets):
+        stamp = f"26020{number + 1}_120000"
+        poison = {name: POISON[name] for name in names}
+        run = submit(cluster, tmp_path / "clean", TIMESTAMP=stamp, **{**poison, **given})
+        assert finish(cluster, run, 60)["JobState"] == "COMPLETED", (names, run.logs())
+        assert not differences(ranks(program, run), first, second)
+    # Each once, so that no two that would cancel each other are always together.
+    shuffled = drawn.sample(sorted(BY_HAND), len(BY_HAND))
+    for names in (shuffled[number::4] for number in range(4)):
+        job_id = by_hand(cluster, clean, {name: POISON[name] for name in names})
         log = tmp_path / "clean" / "slurm_logs" / f"{job_id}.log"
-        assert cluster.state(job_id) == "COMPLETED", (again, log.read_text())
-        assert ranks(program, clean, job_id) == wanted, again
+        assert cluster.state(job_id) == "COMPLETED", (names, log.read_text())
+        assert not differences(ranks(program, clean, job_id), first, second), names
     said = re.findall(r"note: the submitting shell's (.*) did not reach", "".join(clean.logs()))
     assert any("PYTHONPATH" in line for line in said), said
+
+
+def test_the_variables_are_those_of_the_manual():
+    """Slurm's own pages on this machine name no input variable that is not tried."""
+    for program in ("sbatch", "srun"):
+        page = subprocess.run(
+            ["man", program], env={**os.environ, "MANPAGER": "cat", "MANWIDTH": "100"},
+            capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+        if not page:
+            pytest.skip(f"no manual page of {program} here, nothing was compared with it")
+        page = re.sub(r".\x08|\x1b\[[0-9;]*m", "", page)
+        part = page.split("INPUT ENVIRONMENT VARIABLES", 1)[1].split("OUTPUT ENVIRONMENT", 1)[0]
+        named = set(re.findall(r"^ {7}((?:SBATCH|SLURM|SLURMD|SRUN|PMI)_\w+)", part, re.MULTILINE))
+        assert len(named) > 50
+        # This one is kept: it says where Slurm is.
+        assert named - POISON.keys() == {"SLURM_CONF"}
 
 
 def test_a_job_array_starts_nothing(cluster: Cluster, program: Path, tmp_path: Path):
@@ -185,9 +201,17 @@ def test_the_images_environment_does_not_win(cluster: Cluster, program: Path, tm
 def test_a_difference_from_environment_yaml_is_said(
     cluster: Cluster, program: Path, tmp_path: Path
 ):
-    (tmp_path / "setup.sh").write_text("export NCCL_NVLS_ENABLE=2\n")
+    (tmp_path / "setup.sh").write_text(
+        "export NCCL_NVLS_ENABLE=2 http_proxy=http://me:unseen@proxy:3128 MY_TOKEN=unseen\n"
+    )
     given = variables(program, NODE_SETUP_PATH=str(tmp_path / "setup.sh"))
     run = submit(cluster, tmp_path / "out", **given)
     assert finish(cluster, run, 60)["JobState"] == "COMPLETED", run.logs()
     said = "note: rank 0 has NCCL_NVLS_ENABLE=2, and environment.yaml says 0"
     assert said in run.logs()[0]
+    (rank, *_) = ranks(program, run)
+    assert rank["environ"]["http_proxy"] == "http://me:unseen@proxy:3128"
+    shown = (run.directory / "environment.rank0").read_text()
+    assert "\nhttp_proxy=http://***@proxy:3128\n" in shown
+    for path in (*run.directory.iterdir(), *(tmp_path / "out" / "slurm_logs").iterdir()):
+        assert "unseen" not in path.read_text(), path

@@ -218,5 +218,34 @@ def test_a_hopeless_run_is_given_up(
     assert last in run.logs()[-1]
 
 
+def test_what_follows_inherits_nothing_of_its_run(cluster: Cluster, program: Path, tmp_path: Path):
+    """The script submits itself as a user's clean shell would; an sbatch on PATH tells how."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text(
+        f'#!/bin/bash\nenv >"{tools}/environ.$$"\nexec {shutil.which("sbatch")} "$@"\n'
+    )
+    (tools / "sbatch").chmod(0o755)
+    (program.parent / "orders").write_text(
+        'print(" [exiting program after 1 minutes] " if not os.path.exists(folder + "/once") else "")\n'
+        "open(folder + '/once', 'a').close()"
+    )
+    given = variables(
+        program, RESUBMIT="1", PASS_ENV="UCX_TLS", UCX_TLS="tcp", WANDB_API_KEY="of-theirs"
+    )
+    run = submit(cluster, tmp_path / "out", **given, PATH=f"{tools}:{_path()}", NCCL_X="1")
+    assert finish(cluster, run, 60)["JobState"] == "COMPLETED", run.logs()
+    first, second = run.logs()
+    assert "the submitting shell's" not in first + second
+    submitted = [path.read_text().splitlines() for path in tools.glob("environ.*")]
+    names = [{line.split("=", 1)[0] for line in lines if "=" in line} for lines in submitted]
+    assert len(names) == 2
+    own = {"HOME", "USER", "LOGNAME", "PATH", "SLURM_CONF", "WANDB_API_KEY", "PWD", "SHLVL", "_"}
+    for each in names:
+        of_the_job = {name for name in each if name.startswith(("SLURM_", "SLURMD_"))}
+        assert each - of_the_job <= own, each - own
+        assert "WANDB_API_KEY" in each
+
+
 def _path() -> str:
     return str(Path(shutil.which("bash")).parent) + ":/usr/sbin:/usr/bin:/bin"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -146,9 +148,50 @@ def test_only_a_last_iteration_is_done(
     assert len(run.jobs()) == (2 if state == "FAILED" else 1)
 
 
-def test_a_port_of_the_users_own(cluster: Cluster, program: Path, tmp_path: Path):
-    import socket
+def first_port(job_id: int) -> int:
+    """The port that a job's script tries first."""
+    ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 20000 + job_id % (ceiling - 20000)
 
+
+def port_of(program: Path) -> int:
+    ports = {told(program, rank)["environ"]["MASTER_PORT"] for rank in (0, 1)}
+    assert len(ports) == 1
+    return int(ports.pop())
+
+
+def test_a_port_that_is_taken_is_passed_over(cluster: Cluster, program: Path, tmp_path: Path):
+    """One port has a listener, the next one belongs to a job whose rank 0 does not listen yet."""
+    run = submit(cluster, tmp_path / "out", **variables(program))
+    finish(cluster, run, 60)
+    assert port_of(program) == first_port(int(run.job_id))
+    port = first_port(int(run.job_id) + 1)
+    go = tmp_path / "go"
+    (program.parent / "orders").write_text(
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.1)\n{DONE}"
+    )
+    other = {"nodes": ("node1", "node2"), "settings": {"FirstJobId": str(int(run.job_id) + 2)}}
+    theirs = tmp_path / "theirs" / "train.py"
+    shutil.copytree(program.parent, theirs.parent)
+    with socket.socket() as taken, Cluster(**other) as second:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        # Both begin at the same port: one by what is taken, the other by its job's number.
+        third = submit(second, tmp_path / "theirs" / "out", **variables(theirs))
+        second.wait_for((theirs.parent / "told.1").exists, 60, "the other job to train")
+        assert port_of(theirs) == port + 1
+        (program.parent / "told.1").unlink()
+        again = cluster.run("sbatch", "--parsable", str(run.directory / "job.sh")).strip()
+        assert int(again) == int(run.job_id) + 1
+        cluster.wait_for((program.parent / "told.1").exists, 60, "the job to train")
+        go.touch()
+        assert finish(second, third, 60)["JobState"] == "COMPLETED", third.logs()
+    assert finish(cluster, run, 60)["JobState"] == "COMPLETED", run.logs()
+    assert port_of(program) == port + 2
+
+
+def test_a_port_of_the_users_own(cluster: Cluster, program: Path, tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
