@@ -81,6 +81,7 @@ exec </dev/null >>"$run_dir/../../slurm_logs/$SLURM_JOB_ID.log" 2>&1
 facts=$(scontrol --oneliner show job "$SLURM_JOB_ID" || true)
 [[ $facts != *ArrayTaskId=* ]] || fail "this is one of a job array (SBATCH_ARRAY_INX?), and a run directory has one job: $run_dir"
 [[ ! $facts =~ \ NumNodes=([0-9]+) || ${BASH_REMATCH[1]} == 32 ]] || fail "the job has ${BASH_REMATCH[1]} nodes, and its script is for 32"
+[[ ! $facts =~ OverSubscribe=(YES|OK|USER|MCS) ]] || fail "the job shares its nodes (SBATCH_EXCLUSIVE?), and its script is for whole ones"
 [[ $facts =~ Restarts=([0-9]+) ]] && restarts=${BASH_REMATCH[1]} || restarts=0
 
 # A run directory has one job at a time: its Nth is the one that could link log.N.
@@ -286,12 +287,17 @@ fi
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]}
 listening() { (: <"/dev/tcp/$MASTER_ADDR/$1") 2>/dev/null; }
-# A free port, below those that the kernel gives to outgoing connections.
+# A free port, below those that the kernel gives to outgoing connections. Rank 0 listens much later,
+# so that a lock tells other jobs of it, for as long as this script runs.
+claim() {
+  command -v flock >/dev/null || return 0
+  { exec {lock}>>"/tmp/.master_port_$1"; } 2>/dev/null && flock --nonblock "$lock"
+}
 read -r ceiling _ </proc/sys/net/ipv4/ip_local_port_range
 ((ceiling > 21000)) || ceiling=30000
 port=$((20000 + SLURM_JOB_ID % (ceiling - 20000)))
 for _ in {1..100}; do
-  listening "$port" || break
+  if ! listening "$port" && claim "$port"; then break; fi
   port=$((port + 1 < ceiling ? port + 1 : 20000))
 done
 export MASTER_PORT=$port

@@ -36,7 +36,7 @@ with Path(__file__).with_name("input_variables.csv").open(encoding="utf-8") as _
     SLURM = list(csv.DictReader(_file))
 # What else a login shell, an interactive step or another job leaves behind.
 OTHERS = {
-    "BASHOPTS": "failglob", "BASH_ENV": "/absent", "BASH_FUNC_exec%%": "() { false; }",
+    "BASHOPTS": "failglob", "BASH_ENV": "/absent", "BASH_FUNC_cd%%": "() { false; }",
     "BASH_FUNC_srun%%": "() { false; }", "CDPATH": "/", "CUDA_VISIBLE_DEVICES": "0",
     "ENV": "/absent", "GLOBIGNORE": "*", "HOME": "/absent", "LC_ALL": "C.UTF-8",
     "LD_LIBRARY_PATH": "/absent", "LD_PRELOAD": "", "MASTER_ADDR": "elsewhere",
@@ -145,14 +145,16 @@ def test_the_variables_are_those_of_the_manual():
         assert named - POISON.keys() == {"SLURM_CONF"}
 
 
-def test_a_job_array_starts_nothing(cluster: Cluster, program: Path, tmp_path: Path):
+def test_another_kind_of_job_starts_nothing(cluster: Cluster, program: Path, tmp_path: Path):
     run = submit(cluster, tmp_path / "out", **variables(program))
     finish(cluster, run, 60)
     by_hand(cluster, run, {"SBATCH_ARRAY_INX": "0-1"})
+    by_hand(cluster, run, {"SBATCH_EXCLUSIVE": "user"})
     logs = sorted((tmp_path / "out" / "slurm_logs").glob("*.log"))
-    told = [path.read_text() for path in logs if path.stem != run.job_id]
-    assert told
-    assert all(text.startswith("error: this is one of a job array") for text in told)
+    *arrays, shared = [path.read_text() for path in logs if path.stem != run.job_id]
+    assert arrays
+    assert all(text.startswith("error: this is one of a job array") for text in arrays)
+    assert shared.startswith("error: the job shares its nodes (SBATCH_EXCLUSIVE?)")
     assert len(run.jobs()) == 1
 
 
