@@ -149,7 +149,9 @@ def test_what_counts_as_a_secret(name: str, text: str, secret: bool):
 
 def test_a_cluster_config_with_a_secret(tmp_path: Path):
     mine = tmp_path / "mine.conf"
-    mine.write_text("https_proxy=http://me:secret@proxy:3128\nOUTPUT_PATH=/absent/out\n")
+    mine.write_text(
+        "https_proxy=http://me:secret@proxy:3128\nOUTPUT_PATH=/o\nCONTAINER_RUNTIME=none\nMEGATRON_PATH=/m\n"
+    )
     seen = launch(MODEL="DeepSeek-V3", DRY_RUN="1", CLUSTER=str(mine))
     assert seen.status == 1
     assert f"{mine}: https_proxy may be a secret, and would stand in job.sh" in seen.stderr
