@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +18,21 @@ from tests.support.launching import launch, preview
 MIXTRAL = {"MODEL": "Mixtral-8x7B", "TP": "1", "PP": "1", "VPP": "1", "EP": "2"}
 
 
-def index(**sizes: int) -> bytes:
-    """Return the bytes of a .metadata that refers to so many bytes of each file."""
+class Size(tuple):
+    """Pickled as torch.Size is."""
+
+    def __reduce__(self):
+        return Size, (tuple(self),)
+
+
+def index(shapes: Mapping[str, tuple[int, ...]] | None = None, **sizes: int) -> bytes:
+    """Return the bytes of a .metadata with such tensors, and so many bytes of each file."""
     records = {
         number: SimpleNamespace(relative_path=f"{name}.distcp", offset=0, length=size)
         for number, (name, size) in enumerate(sizes.items())
     }
-    return pickle.dumps(SimpleNamespace(storage_data=records))
+    state = {name: SimpleNamespace(size=Size(shape)) for name, shape in (shapes or {}).items()}
+    return pickle.dumps(SimpleNamespace(state_dict_metadata=state, storage_data=records))
 
 
 def distributed(path: Path, size: int = 10) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.test_loading import distributed, track
-from tests.job.test_weights import metadata
+from tests.job.test_loading import distributed, index, track
 from tests.slurm.test_job import PROGRAM, told, variables
 from tests.support.cluster import Cluster, missing
 from tests.support.slurm_training import Run, finish, submit
@@ -85,7 +84,7 @@ def test_a_load_path_is_checked_on_the_node(cluster: Cluster, program: Path, tmp
     state, log = again(cluster, run)
     assert state == "COMPLETED 0:0", log
     assert f"begins with the weights in {load}\n" in log
-    (load / "release" / ".metadata").write_bytes(metadata({"decoder.more.weight": (3, 4)}))
+    (load / "release" / ".metadata").write_bytes(index({"decoder.more.weight": (3, 4)}))
     state, log = again(cluster, run)
     assert (state, len(log.splitlines())) == ("FAILED 1:0", 1)
     assert log.startswith(f"error: {load}: its weights are not the model's: ")
