@@ -61,7 +61,7 @@ def test_a_run_survives_one_thing_after_the_other(
     )
     mends = []
     for number, blow in enumerate(blows):
-        iteration = STRUCK + 35 * number
+        iteration = STRUCK + 25 * number
         cluster.wait_for(partial(run.reached, iteration), 240, f"iteration {iteration}")
         mends.append(blow(cluster, run))
     found = outcome(cluster, run, undisturbed)

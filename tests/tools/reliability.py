@@ -4,7 +4,7 @@ The run is DeepSeek-V3, shrunken, with its optimizer and schedule.
 
     .venv/training/bin/python tests/tools/reliability.py [NAME…]     prints a table; about 15 minutes
 
-A fast machine ends 160 iterations before the time limit of a minute: RELIABILITY_ITERATIONS=800.
+A fast machine ends 120 iterations before the time limit of a minute: RELIABILITY_ITERATIONS=800.
 After each one the run has to end at its last iteration, every step's loss and gradient norm equal
 to the undisturbed run's to the last printed digit, with no process left behind.
 """
@@ -32,7 +32,7 @@ from tests.support.cluster import Cluster, missing  # noqa: E402
 from tests.support.launching import launch  # noqa: E402
 from tests.support.slurm_training import CONF, DEEPSEEK, Run, finish, submit  # noqa: E402
 
-ITERATIONS, INTERVAL, STRUCK = int(os.environ.get("RELIABILITY_ITERATIONS", "160")), 10, 25
+ITERATIONS, INTERVAL, STRUCK = int(os.environ.get("RELIABILITY_ITERATIONS", "120")), 10, 25
 CHECKPOINT_MIB = 2.8
 NO_OUTPUT = "--output=/dev/null"
 
