@@ -4,7 +4,7 @@ The run is DeepSeek-V3, shrunken, with its optimizer and schedule.
 
     .venv/training/bin/python tests/tools/reliability.py [NAME…]     prints a table; about 15 minutes
 
-A fast machine ends 120 iterations before the time limit of a minute: RELIABILITY_ITERATIONS=800.
+A fast machine ends 120 iterations before the time limit: RELIABILITY_ITERATIONS=800.
 After each one the run has to end at its last iteration, every step's loss and gradient norm equal
 to the undisturbed run's to the last printed digit, with no process left behind.
 """
@@ -223,7 +223,7 @@ INTERRUPTIONS = (
     Interruption("empty tracker", cut_the_tracker("")),
     Interruption("tracker of a lost checkpoint", cut_the_tracker("9999")),
     # Signalled a quarter before the limit, and by Slurm's clock up to half a minute earlier.
-    Interruption("time limit", nothing, (("RESUBMIT", "3"), ("RUN_TIME", "1"))),
+    Interruption("time limit", nothing, (("RESUBMIT", "3"), ("RUN_TIME", "2"))),
 )
 
 
