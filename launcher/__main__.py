@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if not __package__:
@@ -10,10 +11,7 @@ if not __package__:
 
 if sys.version_info < (3, 9):
     sys.exit("error: python3 is %d.%d; Python 3.9 or newer is needed" % sys.version_info[:2])
-try:
-    import jinja2
-    import yaml
-except ImportError:
+if not (find_spec("jinja2") and find_spec("yaml")):
     setup = os.path.join(ROOT, "launcher", "setup.sh")
     os.execvp("bash", ["bash", setup, "launcher", *sys.argv[1:]])
 

@@ -21,8 +21,9 @@ import yaml
 from launcher.config import plain_yaml
 from launcher.config.arguments import Argument, Arguments
 from launcher.config.plain_yaml import Value
-from launcher.config.settings import FIELDS, SECRETS, Settings, as_text
+from launcher.config.settings import FIELDS, Settings, as_text
 from launcher.errors import UsageError, did_you_mean
+from launcher.secrets import is_secret
 
 FOLDER = Path("model_configs") / "benchmarking"
 _KEYS = ("EXTENDS", "ENV_VARS", "MODEL_ARGS")
@@ -151,7 +152,7 @@ def _fill(text: str, origin: str, settings: Settings, environ: Mapping[str, str]
         escaped, name = match.groups()
         if escaped:
             return match.group()[1:]
-        if name in SECRETS:
+        if is_secret(name):
             raise UsageError(f"{origin}: ${{{name}}} is a secret and cannot become an argument")
         if name in FIELDS:
             return as_text(getattr(settings, name))
@@ -187,7 +188,7 @@ def _read(path: Path, _changed: int, shown: str) -> dict:
 def _entries(node: yaml.Node, shown: str, section: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, child, where in plain_yaml.named(node, shown, section, section == "MODEL_ARGS"):
-        if section == "ENV_VARS" and name in SECRETS:
+        if section == "ENV_VARS" and is_secret(name):
             raise UsageError(
                 f"{where}: {name} is a secret; set it in the environment, not in a file"
             )

@@ -19,7 +19,6 @@ from launcher.errors import UsageError, did_you_mean
 
 LAYER_ORIGINS = "LAYER_ORIGINS"  # lines of "<layer file>: NAME NAME …", written by the entry point
 _PLACEHOLDER = re.compile(r"YOUR_[A-Z]+|your_own_[a-z]+")
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # never written to a file, a log or the terminal
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from launcher.config.parallelism import (
     VIRTUAL,
     virtual_stages,
 )
-from launcher.config.settings import FIELDS, SECRETS, Settings, by_layer, replace
+from launcher.config.settings import FIELDS, Settings, by_layer, replace
 from launcher.errors import UsageError
 from launcher.job import container, cpu, loading, local, sbatch, shell, smoke, training
 from launcher.job.draft import Draft, Job
 from launcher.job.request import Request
 from launcher.plan.plan import plan
 from launcher.plan.rules import Case
+from launcher.secrets import check, is_secret, within
 
 Step = Callable[[Draft, Request], Draft]
 
@@ -61,6 +62,7 @@ def _empty(request: Request) -> Draft:
         run_dir=Path(),
         search_path=request.environ.get("PATH", os.defpath),
         sbatch=(),
+        secrets=tuple(shell.from_configs(request.environ)),
         doubts=request.doubts,
         notes=(),
         findings=(),
@@ -236,11 +238,32 @@ def _environment(draft: Draft, request: Request) -> Draft:
         for name, entry in draft.environment.items()
     }
     merged.update(
-        {name: (environ[name], layer) for name, layer in from_layers.items() if name not in SECRETS}
+        {name: (environ[name], layer) for name, layer in from_layers.items() if not is_secret(name)}
     )
     merged.update(shell.passed_on(draft, environ))
     merged["WANDB_MODE"] = (environ.get("WANDB_MODE", "disabled"), "setting")
-    return draft.change(environment=shell.without_secrets(draft, merged))
+    notes = []
+    if draft.secrets:
+        notes.append(
+            f"{', '.join(draft.secrets)} reaches the training processes by the environment, and "
+            "stands in no file: `sbatch job.sh` by hand needs it set"
+        )
+    return draft.change(*notes, environment=merged)
+
+
+def _secrets(draft: Draft, request: Request) -> Draft:
+    """Raise UsageError where a secret's value is part of what would be printed and written."""
+    texts = {
+        "the job script": "\n".join(
+            (draft.name, str(draft.run_dir), *draft.program, *draft.sbatch)
+        ),
+        **{f"{one.flag} ({one.origin})": " ".join(one.values) for one in draft.arguments.values()},
+        **{f"{name} ({origin})": text for name, (text, origin) in draft.environment.items()},
+    }
+    if within("\n".join(texts.values()), request.environ):
+        for where, text in texts.items():
+            check(text, request.environ, where)
+    return draft
 
 
 def _loading(draft: Draft, request: Request) -> Draft:
@@ -270,6 +293,7 @@ STEPS: tuple[Step, ...] = (
     _environment,
     _loading,
     _sbatch,
+    _secrets,
 )
 
 

@@ -33,6 +33,7 @@ class Draft:
     run_dir: Path
     search_path: str  # PATH of the launching shell
     sbatch: tuple[str, ...]  # options of the job script
+    secrets: tuple[str, ...]  # names of the variables that the job inherits and no file holds
     doubts: tuple[str, ...]  # variables that may be misspelt
     notes: tuple[str, ...]  # what the user should know
     findings: tuple[Finding, ...]  # what is wrong with it, beside what its plan finds

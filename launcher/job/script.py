@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from launcher.config.arguments import Arguments, quote, value
 from launcher.config.parallelism import FLAG_OF
-from launcher.config.settings import SECRETS
-from launcher.errors import UsageError
 from launcher.job import checkpoints, container, loading, sbatch, shell, weights
 from launcher.job.draft import Job
 
@@ -36,7 +34,7 @@ def render(job: Job) -> str:
         first_lines=_lines((), starts.first),
         later_lines=_lines((), starts.later),
         **_checkpoints(job),
-        kept=[*shell.PERSON, *shell.OF_THE_JOB],
+        kept=[*shell.PERSON, *job.secrets, *shell.OF_THE_JOB],
         # Every job has variables of Slurm's own, which say nothing of the shell.
         heeded=[name for name in shell.HEEDED if name != "SLURM*"],
         secret_words=shell.SECRET_WORDS,
@@ -53,17 +51,6 @@ def render(job: Job) -> str:
         run_dir=str(job.run_dir),
         **shared,
     )
-
-
-def check_secrets(text: str, environ: Mapping[str, str]) -> None:
-    """Raise UsageError when the text of a script holds the value of a secret."""
-    for name in SECRETS:
-        secret = environ.get(name, "")
-        if len(secret) >= 8 and secret in text:
-            raise UsageError(
-                f"the value of {name} would become part of the job script; "
-                "keep it in the environment only"
-            )
 
 
 def _checkpoints(job: Job) -> dict[str, object]:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase, translate
 
-from launcher.config.settings import FIELDS, SECRETS
+from launcher.config.settings import FIELDS, by_layer
 from launcher.errors import UsageError
 from launcher.job.draft import Draft, Environment
+from launcher.secrets import SECRETS, is_secret
 
 # Who somebody is, where programs are, how Slurm is reached, and what must stand in no file.
 PERSON = ("HOME", "USER", "LOGNAME", "PATH", "KRB5CCNAME", "SLURM_CONF", "SLURM_JWT", *SECRETS)
@@ -45,7 +46,18 @@ _FOR_SLURM = re.compile(r"_?S(LURM|BATCH|RUN|ALLOC|QUEUE|INFO|CONTROL|ACCT|CANCE
 
 def for_sbatch(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment that sbatch is started in, and hands on to the job's script."""
-    return {name: environ[name] for name in PERSON if name in environ}
+    names = (*PERSON, *from_configs(environ))
+    return {name: environ[name] for name in names if name in environ}
+
+
+def from_configs(environ: Mapping[str, str]) -> list[str]:
+    """Return the secrets that a Bash layer set: a job inherits them, no file holds them."""
+    return sorted(
+        name
+        for names in by_layer(environ).values()
+        for name in names
+        if is_secret(name) and name not in SECRETS
+    )
 
 
 def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
@@ -55,41 +67,17 @@ def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def is_secret(name: str, text: str) -> bool:
-    """Say whether a variable's name, or a URL in its value, tells that it must stand in no file."""
-    named = any(word in name.upper().replace("TOKENIZER", "") for word in SECRET_WORDS)
-    patterns = (
-        re.sub(r"\[:(\w+):\]", lambda each: _CLASSES[each[1]], p) for p in (IN_URL, IN_PROXY)
-    )
-    return named or any(re.search(pattern, f"{name}={text}") for pattern in patterns)
-
-
-_CLASSES = {"space": r"\s", "alnum": r"0-9A-Za-z"}
-
-
-def without_secrets(draft: Draft, environment: Environment) -> Environment:
-    """Return the environment if all of it may stand in job.sh. Raises UsageError.
-
-    On this machine the training processes have a secret from the launching shell.
-    """
-    kept = {}
-    for name, (text, origin) in environment.items():
-        if not is_secret(name, text):
-            kept[name] = (text, origin)
-        elif not draft.is_local:
-            raise UsageError(
-                f"{origin}: {name} may be a secret, and would stand in job.sh; "
-                "NODE_SETUP_PATH can set it on the node"
-            )
-    return kept
-
-
 def passed_on(draft: Draft, environ: Mapping[str, str]) -> Environment:
-    """Return the variables that PASS_ENV names."""
+    """Return the variables that PASS_ENV names. Raises UsageError for a secret."""
     origin = f"PASS_ENV ({draft.settings.origin('PASS_ENV')})"
     found = {}
     for pattern in re.split(r"[\s,]+", draft.settings.PASS_ENV or ""):
         for name in filter(lambda name: fnmatchcase(name, pattern), environ):
+            if is_secret(name):
+                raise UsageError(
+                    f"{origin}: {name} may be a secret, and would stand in job.sh; "
+                    "NODE_SETUP_PATH can set it on the node"
+                )
             found[name] = (environ[name], f"environment, {origin}")
     return found
 

@@ -86,6 +86,12 @@ def window(
     return Window(words, counted, excluded, mean=convention in ("last10", "all"))
 
 
+def tflops(iterations: Sequence[Iteration]) -> float | None:
+    """Return the median TFLOPS/GPU of the steady state; None where the log has none."""
+    speeds = [one.tflops for one in window(iterations).counted if one.tflops is not None]
+    return statistics.median(speeds) if speeds else None
+
+
 def _excluded(iterations: Sequence[Iteration], profiled: tuple[int, int] | None) -> dict[int, str]:
     found: dict[int, str] = {}
     batch = next((one.batch for one in reversed(iterations) if one.batch is not None), None)

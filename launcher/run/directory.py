@@ -23,11 +23,12 @@ from typing import Any
 import yaml
 
 from launcher.config import releases
-from launcher.config.settings import FIELDS, SECRETS
+from launcher.config.settings import FIELDS
 from launcher.errors import UsageError
 from launcher.job import training
 from launcher.job.draft import Job
 from launcher.job.summary import as_json, summary
+from launcher.secrets import SECRETS
 
 
 def create(path: Path) -> int:
@@ -58,7 +59,7 @@ def fill(job: Job, script: str) -> None:
     write(job.run_dir / "job.sh", script)
     write(job.run_dir / "plan.txt", summary(job, everything=True) + "\n")
     write(job.run_dir / "plan.json", as_json(job) + "\n")
-    (job.run_dir / "job.sh").chmod(0o755)
+    (job.run_dir / "job.sh").chmod(0o777 & ~_umask())
     arguments = {
         argument.flag: {"values": list(argument.values), "origin": argument.origin}
         for argument in job.arguments.values()
@@ -82,17 +83,22 @@ def fill(job: Job, script: str) -> None:
 
 def record(job: Job, **facts: Any) -> None:
     """Note what was done with the script, and later how it ended."""
-    path = job.run_dir / "submission.yaml"
+    note(job.run_dir, **facts)
+
+
+def note(run_dir: Path, **facts: Any) -> None:
+    """Add facts to a run's submission.yaml."""
+    path = run_dir / "submission.yaml"
     known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     _write_yaml(path, {**known, **facts})
 
 
 def versions(job: Job) -> dict[str, Any]:
     """Return what can be read here of the versions that the job uses."""
-    found: dict[str, Any] = {"launcher": _git(Path(job.settings.WORKSPACE))}
+    found: dict[str, Any] = {"launcher": git(Path(job.settings.WORKSPACE))}
     if job.settings.MEGATRON_PATH:
         path = Path(job.settings.MEGATRON_PATH)
-        found["megatron-lm"] = _git(path) if os.path.isdir(path) else "inside the container"
+        found["megatron-lm"] = git(path) if os.path.isdir(path) else "inside the container"
         found["megatron-core"] = releases.version_of(path)
     python = next(
         (Path(word) for word in job.program if Path(word).name.startswith("python")), None
@@ -112,14 +118,23 @@ def write(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
+        os.fchmod(handle, 0o666 & ~_umask())
     os.replace(temporary, path)
+
+
+def _umask() -> int:
+    """Return the process's umask, which decides who may read a run; no file of it has a secret."""
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
     write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))
 
 
-def _git(path: Path) -> dict[str, Any]:
+def git(path: Path) -> dict[str, Any]:
+    """Return the commit of a checkout, and whether it has changes that are in none."""
+
     def run(*words: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(path), *words], capture_output=True, text=True, check=False

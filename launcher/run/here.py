@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ def run(job: Job) -> int:
         text=True,
         errors="replace",
     )
+    directory.record(job, host=socket.gethostname(), pid=process.pid)
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:

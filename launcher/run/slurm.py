@@ -86,7 +86,7 @@ def sbatch(script: Path, environ: Mapping[str, str], keep_open: Sequence[int] = 
     `keep_open` are file descriptors that sbatch holds as long as it lives.
     """
     command = ["sbatch", "--parsable", str(script)]
-    output = _run(command, SUBMIT_SECONDS, environ, keep_open)
+    output = run(command, SUBMIT_SECONDS, environ, keep_open)
     job_id = output.strip().split(";")[0]
     if not job_id.isdigit():
         raise NoAnswer(f"sbatch did not tell a job id but {output.strip()!r}")
@@ -100,7 +100,7 @@ def queue() -> list[Queued]:
     """
     form = "--format=%i|%T|%r|%o"
     try:
-        output = _run(["squeue", "--me", "--noheader", "--states=all", form], ASK_SECONDS)
+        output = run(["squeue", "--me", "--noheader", "--states=all", form], ASK_SECONDS)
     except Refused as error:
         raise NoAnswer(f"squeue: {error}") from None
     rows = [line.split("|", 3) for line in output.splitlines() if line.count("|") >= 3]
@@ -116,11 +116,11 @@ def find(script: Path) -> Queued | None:
 def state(job_id: str) -> State | None:
     """Return what became of a job; None when Slurm no longer knows it. Raises NoAnswer."""
     try:
-        output = _run(["scontrol", "show", "job", job_id], ASK_SECONDS)
+        output = run(["scontrol", "show", "job", job_id], ASK_SECONDS)
     except Refused as error:
         if "Invalid job id" not in str(error):
             raise NoAnswer(f"scontrol: {error}") from None
-        return _accounted(job_id)
+        return accounted([job_id]).get(job_id)
     named, ended = _STATE.search(output), _EXIT.search(output)
     if not named or not ended:
         raise NoAnswer(f"scontrol show job {job_id} could not be read")
@@ -132,7 +132,7 @@ def state(job_id: str) -> State | None:
 def partitions() -> list[Partition]:
     """Return this cluster's partitions; none where that cannot be told quickly."""
     try:
-        output = _run(["sinfo", "--noheader", "--format=%P|%D|%l"], ASK_SECONDS)
+        output = run(["sinfo", "--noheader", "--format=%P|%D|%l"], ASK_SECONDS)
     except (Refused, NoAnswer):
         return []
     rows = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
@@ -143,16 +143,18 @@ def partitions() -> list[Partition]:
     ]
 
 
-def _accounted(job_id: str) -> State | None:
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"]
+def accounted(job_ids: Sequence[str]) -> dict[str, State]:
+    """Return what the accounting keeps of jobs; nothing where it is off."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2"]
+    command += ["--format=JobIDRaw,State,ExitCode", f"--jobs={','.join(job_ids)}"]
     try:
-        output = _run([*command, f"--jobs={job_id}"], ASK_SECONDS)
-    except (Refused, NoAnswer):  # accounting is off
-        return None
-    found = re.match(r"(\w+)[^|]*\|(\d+):(\d+)", output)
-    if not found:
-        return None
-    return State(found[1], status=_status(found[1], int(found[2]), int(found[3])))
+        output = run(command, ASK_SECONDS) if job_ids else ""
+    except (Refused, NoAnswer):
+        return {}
+    return {
+        found[1]: State(found[2], status=_status(found[2], int(found[3]), int(found[4])))
+        for found in re.finditer(r"^(\d+)\|(\w+)[^|]*\|(\d+):(\d+)", output, re.MULTILINE)
+    }
 
 
 def _status(name: str, code: int, signal: int) -> int:
@@ -160,12 +162,13 @@ def _status(name: str, code: int, signal: int) -> int:
     return 0 if name == "COMPLETED" else code or (128 + signal if signal else 1)
 
 
-def _run(
+def run(
     command: Sequence[str],
     seconds: float,
     environ: Mapping[str, str] | None = None,
     keep_open: Sequence[int] = (),
 ) -> str:
+    """Return what one of Slurm's commands prints. Raises Refused or NoAnswer."""
     try:
         done = subprocess.run(
             command, env=shell.for_slurm(os.environ if environ is None else environ),

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 
+from launcher import secrets
 from launcher.config.arguments import quote
 from launcher.config.settings import placeholders
 from launcher.errors import UsageError
@@ -14,7 +15,7 @@ from launcher.job import container, verification
 from launcher.job.build import build
 from launcher.job.draft import Job
 from launcher.job.request import Request
-from launcher.job.script import check_secrets, render
+from launcher.job.script import render
 from launcher.job.summary import tell
 from launcher.job.verification import Opinion
 from launcher.report import training_log
@@ -69,7 +70,7 @@ def prepare(request: Request, by_itself: bool = False) -> tuple[Job, Opinion | N
 
 def _check_script(job: Job, script: str, environ: Mapping[str, str]) -> None:
     """Raise UsageError for a script that holds a secret or the template's placeholders."""
-    check_secrets(script, environ)
+    secrets.check(script, environ, "the job script")
     left = placeholders(job.settings)
     if left:
         raise UsageError(f"{'; '.join(left)}. Nothing was submitted")

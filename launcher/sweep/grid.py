@@ -23,8 +23,8 @@ import yaml
 
 from launcher.config import bash_layers, misspelt, plain_yaml
 from launcher.config.arguments import quote
-from launcher.config.settings import SECRETS
 from launcher.errors import UsageError, did_you_mean
+from launcher.secrets import SECRETS, is_secret
 
 KEYS = ("recipe", "in_flight", "variables", "arguments", "exclude")
 IN_FLIGHT = 4
@@ -132,7 +132,7 @@ def _named(node: yaml.Node | None, shown: str, section: str) -> list[tuple[str, 
     """Return name, value and place of each entry, the names checked."""
     found = plain_yaml.named(node, shown, section, section == "arguments")
     for name, _, where in found:
-        if name in NOT_HERE:
+        if name in NOT_HERE or is_secret(name):
             raise UsageError(f"{where}: {name} cannot be in a sweep: set it in the environment")
     return found
 

@@ -23,12 +23,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [*(p for p in sys.path if p != str(Path(__file__).parent)), str(ROOT)]
 
+from launcher import secrets  # noqa: E402
 from launcher.config import bash_layers  # noqa: E402
 from launcher.config.settings import FIELDS  # noqa: E402
 from launcher.errors import UsageError  # noqa: E402
 from launcher.job import request, summary  # noqa: E402
 from launcher.job.build import build  # noqa: E402
-from launcher.job.script import check_secrets, render  # noqa: E402
+from launcher.job.script import render  # noqa: E402
 from launcher.plan import flags  # noqa: E402
 
 MODELS = ("DeepSeek-V3", "Qwen3-30B-A3B", "Qwen3-Next-80B-A3B", "Mixtral-8x7B")
@@ -107,7 +108,7 @@ class Fuzz:
         try:
             with contextlib.suppress(UsageError):
                 job = build(request.read(bash_layers.settings_of(environ), launch.words, environ))
-                check_secrets(render(job), environ)
+                secrets.check(render(job), environ, "the job script")
                 summary.summary(job, everything=True)
                 summary.as_json(job)
                 summary.explain(job)

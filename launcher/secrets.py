@@ -1,0 +1,67 @@
+"""Secrets: which variables hold one, and the check before anything is printed or written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+
+from launcher.errors import UsageError
+
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # never written to a file, a log or the terminal
+SHORTEST = 8  # characters; a shorter text is too common to be looked for
+# NCCL_IB_PKEY and TOKENIZER_MODEL are none.
+_LIKE = re.compile(
+    r"(^|_|API|ACCESS|PRIVATE)(KEY|TOKEN|SECRET|CREDENTIAL)S?(_ID)?$|(^|_)SECRETS?_|PASSW(OR)?D|PASSPHRASE",
+    re.IGNORECASE,
+)
+
+
+def is_secret(name: str) -> bool:
+    """Say whether a variable's name tells that its value must stand in no file."""
+    return name in SECRETS or bool(_LIKE.search(name))
+
+
+def values(environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return the forms in which each secret of an environment may stand in a text.
+
+    A path is no secret, unless its variable is one of SECRETS.
+    """
+    return {
+        name: _forms(text)
+        for name, text in environ.items()
+        if len(text) >= SHORTEST and is_secret(name)
+        if name in SECRETS or not text.startswith(("/", "~"))
+    }
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    """Return a text as it is, and as JSON, Python and a shell quote it."""
+    written = (text, json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text).strip("'"))
+    return tuple(dict.fromkeys(written))
+
+
+def within(text: str, environ: Mapping[str, str]) -> str | None:
+    """Return the name of a secret whose value is part of a text."""
+    for name, forms in values(environ).items():
+        if any(form in text for form in forms):
+            return name
+    return None
+
+
+def check(text: str, environ: Mapping[str, str], where: str) -> None:
+    """Raise UsageError where a text holds the value of a secret; `where` says what the text is."""
+    name = within(text, environ)
+    if name:
+        raise UsageError(
+            f"the value of {name} would become part of {where}; keep it in the environment only"
+        )
+
+
+def hidden(text: str, environ: Mapping[str, str]) -> str:
+    """Return a text with the names of secrets in the place of their values."""
+    for name, forms in values(environ).items():
+        for form in forms:
+            text = text.replace(form, f"<{name}>")
+    return text
