@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,10 +167,12 @@ def _paths(job: Job) -> Iterator[Check]:
     settings = job.settings
     place = Path(settings.OUTPUT_PATH)
     there = next(path for path in (place, *place.parents) if path.exists())
-    if os.access(there, os.W_OK) and there.is_dir():
-        yield Check("output", True, f"{place} can be written here")
-    else:
-        yield Check("output", False, f"OUTPUT_PATH={place}: {there} cannot be written by you")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            yield Check("output", True, f"{place} can be written here")
+    except OSError as error:
+        said = f"OUTPUT_PATH={place}: {there} cannot be written: {error.strerror}"
+        yield Check("output", False, said)
     for line in container.unseen(settings):
         yield Check("output", False, line)
     missing = container.missing(settings)

@@ -22,7 +22,7 @@ _BASH = """\
 _moe_zoo() {{
   local word=${{COMP_LINE:0:COMP_POINT}} command=
   word=${{word##*[[:space:]]}}
-  local -r zoo={zoo}
+  local -r zoo={zoo} megatron={megatron}
   local each
   for each in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
     case $each in
@@ -61,7 +61,8 @@ _ZSH = """\
 _moe_zoo() {{
   local word=${{words[CURRENT]}} command= each
   local -r zoo={zoo}
-  local -a found
+  local -a found megatron
+  megatron={megatron}
   for each in ${{words[2,CURRENT-1]}}; do
     case $each in
     {commands_pattern}) command=$each; break ;;
@@ -112,13 +113,15 @@ def script(shell: str, usages: Mapping[str, str]) -> str:
         if re.fullmatch(r"[\w.]+(, [\w.]+)+", one.metadata["kind"].allowed)
     }
     values = [f"  {name}=*) found={listed(given)} ;;" for name, given in choices.items()]
-    options = [
-        f"    {name}) found={listed([*WORDS.get(name, ()), *_options(usage)])} ;;"
-        for name, usage in usages.items()
-    ]
+    options = []
+    for name, usage in usages.items():
+        own = " ".join(map(quote, [*WORDS.get(name, ()), *_options(usage)]))
+        own += " $megatron" if "--megatron-flag" in usage else ""
+        options.append(f"    {name}) found={f'({own})' if zsh else _double(own)} ;;")
     text = _ZSH if zsh else _BASH
     return text.format(
         zoo=quote(str(ROOT)),
+        megatron=listed(sorted(flags.load(flags.SUPPORTED[-2]).entries)),
         commands_pattern=" | ".join(usages),
         commands=listed(list(usages)),
         commands_plain=" ".join(usages),
@@ -130,9 +133,10 @@ def script(shell: str, usages: Mapping[str, str]) -> str:
 
 
 def _options(usage: str) -> list[str]:
-    """Return the options that a command's usage names, with Megatron's where it takes them."""
-    own = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", usage)
-    if "--megatron-flag" in own:
-        own.remove("--megatron-flag")
-        own += sorted(flags.load(flags.SUPPORTED[-2]).entries)
-    return ["--help", *dict.fromkeys(own)]
+    """Return the options that a command's usage names."""
+    named = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", usage)
+    return ["--help", *dict.fromkeys(name for name in named if name != "--megatron-flag")]
+
+
+def _double(words: str) -> str:
+    return f'"{words}"'

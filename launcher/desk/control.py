@@ -63,7 +63,7 @@ def resume(words: Sequence[str]) -> int:
     if far and far.number >= far.total and os.environ.get("FORCE") not in SWITCH:
         raise UsageError(
             f"{run.path.name} is complete: iteration {far.number}/{far.total}. A launch with "
-            "RESUME=1 and more --train-iters goes on from it (FORCE=1 submits this one all the same)"
+            "RESUME=1 and more --train-iters goes on from it (FORCE=1 submits this all the same)"
         )
     if not _saves(run):
         print("note: the run saves no checkpoints, so it begins anew", file=sys.stderr)

@@ -242,7 +242,7 @@ def test_a_job_that_slurm_forgot(stand_in, monkeypatch, environment):
     stand_in("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert slurm.state("12") is None
-    stand_in("sacct", "echo 'CANCELLED by 1000|0:15'")
+    stand_in("sacct", "echo '12|CANCELLED by 1000|0:15'")
     assert slurm.state("12") == slurm.State("CANCELLED", "", 0, 143)
 
 
