@@ -8,12 +8,12 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
 from launcher import ROOT, terminal
 from launcher.desk import commands as desk
 from launcher.errors import UsageError, did_you_mean
+from launcher.records import dataclass
 
 if TYPE_CHECKING:
     from launcher.job.draft import Job

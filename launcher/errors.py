@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -12,6 +11,8 @@ class UsageError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean A or B?' with the names nearest to `word`, or '' where none is near."""
+    import difflib  # only mistakes need it
+
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(lowered[name] for name in near)}?" if near else ""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +82,11 @@ def prepared(environ: Mapping[str, str]) -> Iterator[None]:
 
 def width(stream: Any) -> int | None:
     """Return the columns of a stream's terminal; None where it is no terminal."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    if not stream.isatty():
+        return None
+    import shutil  # only for people
+
+    return shutil.get_terminal_size().columns
 
 
 def table(rows: Sequence[Sequence[str]], most: int | None = None) -> str:
@@ -117,6 +119,8 @@ def fold(text: str, most: int | None, indent: int = 13) -> str:
     """Return lines no longer than `most`, later ones of a paragraph indented; words stay whole."""
     if most is None:
         return text
+    import textwrap  # only for people
+
     lines = []
     for line in text.splitlines():
         if len(line) <= most:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from launcher.errors import UsageError
+from launcher.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,8 @@ def source(
 
     The script is the entry point or a recipe. Raises UsageError when a layer fails.
     """
+    import subprocess  # a launch through the entry point has its layers already
+
     done = subprocess.run(
         ["bash", str(script), *words],
         env={**environ, "LAUNCHER_COMMAND": "layers"},

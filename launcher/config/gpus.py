@@ -8,7 +8,8 @@ more in NVIDIA's paper on its architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from launcher.records import dataclass
 
 
 @dataclass(frozen=True)

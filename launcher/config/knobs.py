@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Callable
 
 from launcher.config import layout, releases
@@ -17,6 +17,7 @@ from launcher.config.arguments import Argument, Arguments, integer, value
 from launcher.config.parallelism import LAYERS_PER_CHUNK, LAYOUT, VIRTUAL
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
+from launcher.records import dataclass
 
 SPLITS = (
     LAYOUT,

@@ -13,7 +13,6 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -23,6 +22,7 @@ from launcher.config.arguments import Argument, Arguments
 from launcher.config.plain_yaml import Value
 from launcher.config.settings import FIELDS, Settings, as_text
 from launcher.errors import UsageError, did_you_mean
+from launcher.records import dataclass
 from launcher.secrets import is_secret
 
 FOLDER = Path("model_configs") / "benchmarking"

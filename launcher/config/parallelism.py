@@ -6,10 +6,10 @@ Defaults are those of Megatron's parser and of validate_args (megatron/training/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments, positive, value
 from launcher.config.layout import ACCOUNTED, expand
+from launcher.records import dataclass
 
 TENSOR = "--tensor-model-parallel-size"
 PIPELINE = "--pipeline-model-parallel-size"

@@ -8,11 +8,12 @@ megatron/core/transformer/transformer_config.py).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.config.arguments import Arguments
 from launcher.errors import UsageError
+from launcher.records import dataclass
 
 SUPPORTED = ("0.15", "0.16", "0.17", "0.18", "0.19", "dev")
 LATEST = SUPPORTED[-2]  # the latest release; dev is a branch

@@ -6,16 +6,16 @@ Defaults are not here: they live in the .conf layers, which Bash sources before 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
-import time
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Callable
 
 from launcher.config.arguments import shortened
 from launcher.config.gpus import GPUS
 from launcher.errors import UsageError, did_you_mean
+from launcher.records import dataclass
 
 LAYER_ORIGINS = "LAYER_ORIGINS"  # lines of "<layer file>: NAME NAME …", written by the entry point
 _PLACEHOLDER = re.compile(r"YOUR_[A-Z]+|your_own_[a-z]+")
@@ -58,7 +58,10 @@ def _duration(text: str) -> str:
 
 
 def _stamp(text: str) -> str:
-    time.strptime(text, "%y%m%d_%H%M%S")
+    if not re.fullmatch(r"[0-9]{6}_[0-9]{6}", text):
+        raise ValueError
+    year, month, day, hour, minute, second = (int(text[at : at + 2]) for at in (0, 2, 4, 7, 9, 11))
+    datetime.datetime(2000 + year, month, day, hour, minute, second)  # raises ValueError
     return text
 
 

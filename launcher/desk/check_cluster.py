@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from launcher.job.build import build
 from launcher.job.draft import Job
 from launcher.job.request import Request
 from launcher.megatron.cluster_probe import MARK
+from launcher.records import dataclass
 from launcher.run import follow, slurm, start, submission
 
 MODEL = ROOT / "launcher" / "desk" / "cluster-check.yaml"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from launcher.desk.runs import Run
+from launcher.records import dataclass
 from launcher.report import steady, training_log
 from launcher.report.lines import Iteration
 from launcher.run import slurm

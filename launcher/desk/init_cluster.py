@@ -108,12 +108,10 @@ def filled(template: str, found: Site, chosen: Mapping[str, str]) -> str:
     if chosen.get("CONTAINER_RUNTIME") == "none":
         text = re.sub(_CONTAINER, "", text, count=1)
     if "GPU" in chosen:
-        line = f': "${{GPU:={_inside(chosen["GPU"])}}}"\n'
-        text = re.sub(_GPU, lambda _: line, text, count=1)
-    if chosen.get("GPU") == "none":
-        text = text.replace(
-            line, f'{line}: "${{SMOKE:=1}}" # without GPUs, every job is a small one\n'
-        )
+        lines = f': "${{GPU:={_inside(chosen["GPU"])}}}"\n'
+        if chosen["GPU"] == "none":
+            lines += ': "${SMOKE:=1}" # without GPUs, every job is a small one\n'
+        text = re.sub(_GPU, lambda _: lines, text, count=1)
     for name, value in chosen.items():
         if name == "OUTPUT_PATH":
             text = text.replace("YOUR_OUTPUT_DIR", _inside(value.rstrip("/") or "/"), 1)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from launcher import ROOT
 from launcher.config import bash_layers
 from launcher.errors import UsageError, did_you_mean
+from launcher.records import dataclass
 from launcher.run import slurm
 
 DEPTH = 4  # of folders between a search's start and `runs`

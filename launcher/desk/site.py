@@ -6,9 +6,9 @@ import getpass
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.config.gpus import GPUS
+from launcher.records import dataclass
 from launcher.run import slurm
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.settings import Settings
 from launcher.errors import UsageError
+from launcher.records import dataclass
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,8 @@ def without_pyxis(settings: Settings) -> list[str]:
     """Return a line where this machine's srun knows no containers."""
     if settings.CONTAINER_RUNTIME != "pyxis":
         return []
+    import subprocess  # a preview starts nothing
+
     try:
         told = subprocess.run(
             ["srun", "--help"], capture_output=True, text=True, timeout=15, check=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from launcher.config.settings import Settings
 from launcher.plan import Finding
 from launcher.plan.plan import Plan, Site
 from launcher.plan.projection import calibration
+from launcher.records import dataclass
 
 Environment = Mapping[str, tuple[str, str]]  # name → (value, origin)
 

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import misspelt, model_file
@@ -14,6 +13,7 @@ from launcher.config.model_file import Model
 from launcher.config.releases import release_of
 from launcher.config.settings import Settings
 from launcher.job import training
+from launcher.records import dataclass
 
 
 @dataclass(frozen=True)

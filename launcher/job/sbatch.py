@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import releases
@@ -13,6 +12,7 @@ from launcher.errors import UsageError
 from launcher.job import container, loading
 from launcher.job.draft import Draft
 from launcher.plan import Finding
+from launcher.records import dataclass
 
 DOMAIN_NODES = 18  # of 4 GPUs each, in one NVL72 rack
 SAVING_SIGNAL = "URG"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import importlib.util
+import os
+import pickle
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from jinja2.bccache import Bucket
 
 from launcher.config.arguments import Arguments, quote, value
 from launcher.config.parallelism import FLAG_OF
 from launcher.job import checkpoints, container, loading, sbatch, shell, weights
 from launcher.job.draft import Job
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(job: Job) -> str:
@@ -88,10 +96,35 @@ def _lines(program: Sequence[str], arguments: Arguments) -> list[str]:
     return [" ".join(quote(word) for word in line) for line in lines if line]
 
 
+class _Bytecode(jinja2.BytecodeCache):
+    """The templates' bytecode, kept where Python keeps that of a module; optional, as there."""
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        unusable = contextlib.suppress(OSError, EOFError, ValueError, pickle.UnpicklingError)
+        with unusable, open(_place(bucket), "rb") as file:
+            bucket.load_bytecode(file)  # of another Python or another text, it loads nothing
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        if sys.dont_write_bytecode:
+            return
+        place = _place(bucket)
+        temporary = f"{place}.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            with open(temporary, "wb") as file:
+                bucket.write_bytecode(file)
+            os.replace(temporary, place)
+
+
+def _place(bucket: Bucket) -> str:
+    return importlib.util.cache_from_source(str(TEMPLATES / f"{bucket.key}.j2"))
+
+
 @functools.cache
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        bytecode_cache=_Bytecode(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

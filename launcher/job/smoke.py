@@ -7,10 +7,9 @@ the recipe, at size 2. Sizes that only decide how long it takes are made small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config import layout, parallelism
 from launcher.config.arguments import Argument, Arguments, value
+from launcher.records import dataclass
 
 ITERATIONS = 20
 ORIGIN = "SMOKE=1"

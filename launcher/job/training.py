@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +53,8 @@ def set_up(settings: Settings) -> None:
     """Install what the training processes lack. Raises UsageError when that fails."""
     _, ready = python(settings)
     if not ready:
+        import subprocess  # a preview starts nothing
+
         script = ROOT / "launcher" / "setup.sh"
         if subprocess.run(["bash", str(script), "training"], check=False).returncode != 0:
             raise UsageError(

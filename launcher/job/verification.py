@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from launcher import ROOT
@@ -22,6 +21,7 @@ from launcher.config.gpus import GPUS
 from launcher.errors import UsageError
 from launcher.job import training
 from launcher.job.draft import Job
+from launcher.records import dataclass
 
 JUDGE = ROOT / "launcher" / "megatron" / "verify.py"
 # The judge follows the arguments and builders of these releases; older ones differ.
@@ -146,6 +146,8 @@ def ask(job: Job) -> Opinion:
         "compute_capability": GPUS.get(settings.GPU or "", GPUS["H100"]).capability,
         "build": "all",
     }
+    import subprocess  # a preview starts nothing
+
     done = subprocess.run(
         [str(python), str(JUDGE)],
         input=json.dumps(request) + "\n",

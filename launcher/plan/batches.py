@@ -7,10 +7,10 @@ StepBatchsizeNumMicroBatchesCalculator (from 0.18 on), core/num_microbatches_cal
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments, shortened, value, whole_number
 from launcher.config.releases import index
+from launcher.records import dataclass
 
 RAMPUP = "--rampup-batch-size"
 SCHEDULE = "--step-batch-size-schedule"

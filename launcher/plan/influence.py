@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.arguments import Arguments
 from launcher.plan import Finding
+from launcher.records import dataclass
 
 DATA = Path(__file__).parent / "influence.csv"
 MODELLED, NONE, UNMODELLED = "modelled", "none", "unmodelled"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.config.gpus import GPUS
 from launcher.plan import activations, parameters, static
 from launcher.plan.parameters import Count
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
+from launcher.records import dataclass
 
 GIB = 2**30
 # CUDA context and kernels, cuBLAS and cuDNN workspaces, NCCL's buffers of all groups.

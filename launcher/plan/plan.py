@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.gpus import GPUS
@@ -12,6 +11,7 @@ from launcher.plan.parameters import Count
 from launcher.plan.rules import Case
 from launcher.plan.shape import Shape, read
 from launcher.plan.stages import Stage
+from launcher.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import csv
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.arguments import Arguments, merge, parse
 from launcher.plan.projection.execution import Execution
 from launcher.plan.shape import Shape
+from launcher.records import dataclass
 
 DATA = Path(__file__).parent / "published.csv"
 SIZES = ("gpus", "tp", "pp", "vpp", "ep", "etp", "cp", "mbs", "gbs")

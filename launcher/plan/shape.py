@@ -6,13 +6,13 @@ Defaults are those of Megatron's parser and of validate_args (megatron/training/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from launcher.config import parallelism
 from launcher.config.arguments import Arguments, integer, optional, positive, value, whole_number
 from launcher.config.layout import MOST_LAYERS, layer_pattern
 from launcher.config.releases import LATEST, SUPPORTED, index
 from launcher.plan import batches, choices
+from launcher.records import dataclass
 
 ACTIVATION = 2  # bytes of an element in BF16
 SINGLE = 4  # bytes of an element in FP32

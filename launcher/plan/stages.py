@@ -8,12 +8,12 @@ get_num_layers_to_build (transformer_block.py), get_transformer_layer_offset
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
 from launcher.config.layout import expand
 from launcher.plan.shape import Model, Shape
+from launcher.records import dataclass
 
 T = TypeVar("T")
 

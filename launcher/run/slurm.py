@@ -9,10 +9,10 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.job import shell
+from launcher.records import dataclass
 
 SUBMIT_SECONDS = 120  # sbatch itself goes on asking a busy controller for about as long
 ASK_SECONDS = 15

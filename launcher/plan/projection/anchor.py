@@ -12,7 +12,6 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.arguments import Arguments
@@ -25,6 +24,7 @@ from launcher.plan.projection.projection import Projection, project, replaced
 from launcher.plan.published import Result
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
+from launcher.records import dataclass
 
 BANDS = Path(__file__).parent / "bands.json"
 EXACT = 0.05  # a smaller distance is the same configuration

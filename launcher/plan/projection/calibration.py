@@ -13,12 +13,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
 from launcher.plan.projection.constants import NAMES, Constants, fitted
+from launcher.records import dataclass
 
 FILE = "calibration.json"
 

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.gpus import KNOWN, Known
+from launcher.records import dataclass
 
 DATA = Path(__file__).parent / "constants.json"
 # The GPUs that the constants were fitted to. Of GB200 the data sheet says 2,500 TFLOPS: with 2,450

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments, value
 from launcher.plan import choices
+from launcher.records import dataclass
 
 # When a release was made: its branch's first tag, in years.
 RELEASED = {

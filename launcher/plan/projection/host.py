@@ -7,7 +7,7 @@ seconds of one operation are fitted. CUDA graphs replace the operations of a mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from launcher.records import dataclass
 
 LINEAR = 8
 NORM = 3

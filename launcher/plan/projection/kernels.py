@@ -7,10 +7,10 @@ products follow this sum more closely than the larger of the two.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 from launcher.config.gpus import Known
 from launcher.plan.projection.constants import Constants
+from launcher.records import dataclass
 
 HALF_ROWS = 48  # rows with which a product reaches half of its rate: a tile is 128 rows
 

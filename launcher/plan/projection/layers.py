@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from launcher.config.gpus import Known
 from launcher.plan.projection import host, kernels, network
@@ -17,6 +16,7 @@ from launcher.plan.projection.kernels import Kernels, Product
 from launcher.plan.projection.network import Network
 from launcher.plan.shape import Experts, Shape
 from launcher.plan.stages import Chunk, Layer
+from launcher.records import dataclass
 
 SHARPNESS = 4  # of the larger of GPU's and CPU's seconds: they alternate within a pass
 

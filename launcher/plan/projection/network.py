@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.gpus import Known
 from launcher.plan.projection.constants import Constants
+from launcher.records import dataclass
 
 LATENCY = 30e-6  # of an exchange between experts
 COLLECTIVE = 20e-6  # of a collective in NVLink; SimuMax measures 22 to 25 µs

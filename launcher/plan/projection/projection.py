@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.plan import flops, parameters
 from launcher.plan.parameters import Count
@@ -15,6 +14,7 @@ from launcher.plan.projection.execution import Execution
 from launcher.plan.projection.layers import Parts, Workload
 from launcher.plan.shape import Shape
 from launcher.plan.stages import Stage
+from launcher.records import dataclass
 
 FIXED = 8e-3  # seconds of a step outside its passes: the norm of gradients, logging
 NOW = 2026.5  # year of the software whose speed the constants describe

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from launcher.records import dataclass
 
 GROUPS = 3  # simulated; the rest of a step repeats the last of them
 

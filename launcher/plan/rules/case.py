@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 
 from launcher.config import parallelism
@@ -13,6 +13,7 @@ from launcher.config.arguments import Arguments, whole_number
 from launcher.config.gpus import GPUS
 from launcher.config.releases import index
 from launcher.plan import choices, flags
+from launcher.records import dataclass
 
 T = TypeVar("T")
 

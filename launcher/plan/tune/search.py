@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from launcher.config.arguments import Arguments
 from launcher.plan import memory, parameters, rules, shape, stages
@@ -23,6 +22,7 @@ from launcher.plan.rules import Case
 from launcher.plan.shape import Shape
 from launcher.plan.tune import candidates
 from launcher.plan.tune.candidates import Candidate
+from launcher.records import dataclass
 
 # PyTorch reserves more than it allocates: 4 to 7 % in published runs on B200.
 HEADROOM = 0.06
