@@ -38,18 +38,19 @@ def _record(cls: type) -> type:
 
     def __init__(self: Any, *given: Any, **named: Any) -> None:
         values = vars(self)
-        values.update(zip(names, given))
-        if len(given) > len(names) or (named and not (named.keys() <= known - values.keys())):
+        if named:
+            values.update(named)
+        if given:
+            values.update(zip(names, given))
+        if len(given) + len(named) == len(names) and values.keys() == known:
+            return
+        if len(given) > len(names) or not named.keys() <= known.difference(names[: len(given)]):
             raise TypeError(f"{cls.__name__}({', '.join(names)}) was given {given}, {named}")
-        values.update(named)
-        if len(values) < len(names):
-            for name, default in defaults.items():
-                values.setdefault(name, default)
-            for name, make in factories.items():
-                if name not in values:
-                    values[name] = make()
-            if len(values) < len(names):
-                raise TypeError(f"{cls.__name__} lacks {', '.join(known - values.keys())}")
+        left = known - values.keys()
+        values.update((name, defaults[name]) for name in left & defaults.keys())
+        values.update((name, factories[name]()) for name in left & factories.keys())
+        if values.keys() != known:
+            raise TypeError(f"{cls.__name__} lacks {', '.join(known - values.keys())}")
 
     def __eq__(self: Any, other: object) -> bool:
         if self.__class__ is not other.__class__:

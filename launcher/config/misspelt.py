@@ -61,6 +61,13 @@ FAMILIES = re.compile(
     r")(_\w*)?"
 )
 _OURS = [name for name, field in FIELDS.items() if field.metadata["group"] != "set by the launcher"]
+# Each other way to write a name, without underscores → the name, and whether it is sure.
+_PLAIN = {
+    **{word: (ours, False) for ours, words in SHARED.items() for word in words},
+    **{word: (ours, True) for ours, words in SYNONYMS.items() for word in words},
+    **{ours.replace("_", ""): (ours, ours not in EVERYDAY) for ours in _OURS},
+}
+_LONG = [ours for ours in _OURS if len(ours) >= 5]
 
 
 def notes(environ: Mapping[str, str]) -> list[str]:
@@ -112,19 +119,16 @@ def unknown(names: Iterable[str], origin: str, effect: str) -> list[str]:
 @functools.cache
 def nearest(name: str) -> tuple[str, bool]:
     """Return the variable that `name` is close to ('' for none), and whether that is sure."""
-    plain = name.upper().replace("_", "")
-    for ours in _OURS:
-        if name == ours:
-            return "", False
-        if plain == ours.replace("_", ""):
-            return ours, ours not in EVERYDAY
-        if plain in SYNONYMS.get(ours, ()):
-            return ours, True
-        if plain in SHARED.get(ours, ()):
-            return ours, False
-    for ours in _OURS:
-        if len(ours) >= 5 and _one_slip(name.upper(), ours):
-            return ours, name.upper() != f"{ours}S"
+    if name in FIELDS:
+        return "", False
+    upper = name.upper()
+    plain = upper.replace("_", "")
+    if plain in _PLAIN:
+        return _PLAIN[plain]
+    for ours in _LONG:
+        # A slip leaves the first letter, or all that follows it.
+        if (upper[:1] == ours[0] or upper[1:3] in ours[:4]) and _one_slip(upper, ours):
+            return ours, upper != f"{ours}S"
     return "", False
 
 

@@ -71,7 +71,7 @@ def renew(request: Request) -> Request:
 
 def look(settings: Settings, environ: Mapping[str, str]) -> Machine:
     """Look at what this machine has."""
-    devices = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    devices = sum(name[:6] == "nvidia" and name[6:].isdigit() for name in os.listdir("/dev"))
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = min(devices, sum(map(bool, visible.split(","))))

@@ -9,10 +9,10 @@ latent attention and experts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass  # of these a plan makes thousands
 
 from launcher.plan.shape import ACTIVATION, QUANTIZED, SINGLE, Experts, LinearAttention, Shape
 from launcher.plan.stages import Chunk, Layer
-from launcher.records import dataclass
 
 # Tokens of the fullest rank, as a multiple of its even share, without forced balance.
 IMBALANCE = 1.2

@@ -35,22 +35,33 @@ class Influence:
     why: str  # the module that models it, or the reason why none has to
 
 
-@functools.cache
 def table() -> Mapping[str, tuple[Influence, ...]]:
     """Return the lines of every flag."""
-    found: dict[str, tuple[Influence, ...]] = {}
-    with DATA.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for flag, influence, values, spoils, why in rows:
-            line = Influence(influence, tuple(values.split()), spoils, why)
-            found[flag] = (*found.get(flag, ()), line)
+    return {flag: lines(flag) for flag in _texts()}
+
+
+@functools.cache
+def lines(flag: str) -> tuple[Influence, ...]:
+    """Return the lines of one flag; none for a flag that the table lacks."""
+    rows = csv.reader(_texts().get(flag, []))
+    return tuple(
+        Influence(influence, tuple(values.split()), spoils, why)
+        for _, influence, values, spoils, why in rows
+    )
+
+
+@functools.cache
+def _texts() -> Mapping[str, list[str]]:
+    """Return the file's lines by flag, unread: a job has a tenth of the flags."""
+    found: dict[str, list[str]] = {}
+    for text in DATA.read_text(encoding="utf-8").splitlines()[1:]:
+        found.setdefault(text.partition(",")[0], []).append(text)
     return found
 
 
 def of(flag: str, values: tuple[str, ...]) -> Influence | None:
     """Return the influence of a flag with these values; None for a flag that the table lacks."""
-    for line in table().get(flag, ()):
+    for line in lines(flag):
         if not line.values or set(values) & set(line.values):
             return line
     return None
@@ -67,7 +78,7 @@ def unknown(arguments: Arguments) -> tuple[frozenset[str], list[Finding]]:
         wrong = SPOILED[line.spoils]
         spoiled |= wrong
         numbers = "parameters, memory and FLOPs" if len(wrong) > 1 else "memory"
-        written = " ".join((flag, *argument.values)) if len(table()[flag]) > 1 else flag
+        written = " ".join((flag, *argument.values)) if len(lines(flag)) > 1 else flag
         found.append(
             Finding(
                 "warning",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass  # of these a plan makes thousands
 
 from launcher.plan.shape import Model, Parallel, Shape
 from launcher.plan.stages import Layer, Stage, mtp_layer
-from launcher.records import dataclass
 
 _WHOLE = Parallel(
     world=1,
