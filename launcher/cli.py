@@ -127,8 +127,9 @@ def _submit(words: Sequence[str]) -> int:
 def _sweep(words: Sequence[str]) -> int:
     """Submit every point of a YAML grid once, or plan them with --dry-run.
 
-    FILE is the grid (design_docs/sweeps.md). The same command continues a sweep, and shows its
-    results. WAIT=1 stays until the last job has ended.
+    FILE is the grid (design_docs/sweeps.md); - reads it from the standard input, to be planned. The
+    same command continues a sweep, and shows its results, for tools with --format. WAIT=1 stays
+    until the last job has ended.
     """
     from launcher.sweep import sweep
 
@@ -345,7 +346,9 @@ COMMANDS: Mapping[str, Command] = {
         ),
     ),
     "sweep": Command(
-        _sweep, f"FILE [--dry-run] {_FLAGS}", ("moe-zoo sweep parallelism.yaml --dry-run",)
+        _sweep,
+        f"FILE [--dry-run] [--format csv|json] {_FLAGS}",
+        ("moe-zoo sweep parallelism.yaml --dry-run",),
     ),
     "status": Command(desk.status, "[RUN …]", ("moe-zoo status", "moe-zoo status 4711")),
     "logs": Command(desk.logs, "[-f] [-n LINES] [RUN]", ("moe-zoo logs -f 4711",)),

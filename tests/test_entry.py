@@ -227,39 +227,6 @@ def test_works_from_any_directory(tmp_path: Path):
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 
-MISTAKES = {
-    "unknown model": (dict(MODEL="DeepSeek-V4"), [], "MODEL='DeepSeek-V4' is unknown. Did you mean DeepSeek-V3"),
-    "no model": (dict(MODEL=""), [], "MODEL is not set. Known: DeepSeek-V2,"),
-    "unknown cluster": (dict(CLUSTER="locale"), [], "CLUSTER='locale' is unknown. Did you mean local?"),
-    "precision": (dict(PR="fp7"), [], "PR='fp7' (set by environment) is not allowed: bf16, fp8, mxfp8, nvfp4."),
-    "number": (dict(TP="two"), [], "TP='two' (set by environment) is not allowed: integer ≥ 1."),
-    "zero": (dict(GBS="0"), [], "GBS='0'"),
-    "flag's number": (dict(), ["--seq-length", "4k"], "SEQ_LEN='4k' (set by --seq-length, command line)"),
-    "time": (dict(RUN_TIME="1h"), [], "RUN_TIME='1h'"),
-    "no time": (dict(RUN_TIME="00:00:00"), [], "RUN_TIME='00:00:00'"),
-    "no such time": (dict(RUN_TIME="00:99:99"), [], "RUN_TIME='00:99:99'"),
-    "stamp": (dict(TIMESTAMP="yesterday"), [], "TIMESTAMP='yesterday'"),
-    "nodes": (dict(NNODES="1000000000000"), [], "integer ≥ 1, at most 100,000"),
-    "release": (dict(MCORE_RELEASE_VERSION="0.12"), [], "MCORE_RELEASE_VERSION='0.12' is not supported"),
-    "no flag": (dict(), ["fast"], "'fast' (command line) is no Megatron argument"),
-    "quotes": (dict(TRAINING_PARAMS="--lr '1"), [], "TRAINING_PARAMS cannot be split"),
-    "secret in a flag": (dict(WANDB_API_KEY="k" * 40), ["--x", "k" * 40], "the value of WANDB_API_KEY would become"),
-    "new line for Slurm": (dict(PARTITION="a\nb"), [], "'a\\nb' cannot be sbatch's --partition"),
-    "vpp without pp": (dict(PP="1", VPP="2", EP="8"), [], "VPP=2 (environment) needs a pipeline"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_clear_line(mistake: str):
-    variables, words, message = MISTAKES[mistake]
-    seen = launch(words, **{"MODEL": "DeepSeek-V3", "DRY_RUN": "1", **variables})
-    assert seen.status == 1
-    errors = [line for line in seen.stderr.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in seen.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -270,28 +237,6 @@ def test_one_clear_line(mistake: str):
 def test_words_that_a_command_does_not_take(words, reason, capsys):
     assert cli.main(words) == 1
     assert capsys.readouterr() == ("", f"error: {reason}\n")
-
-
-YAML_MISTAKES = {
-    "syntax": ("MODEL_ARGS:\n  --a: [1\n  --b: 2\n", "mine.yaml:3: not valid YAML"),
-    "missing variable": ("MODEL_ARGS:\n  --a: ${DATA_PAHT}\n", "mine.yaml:2: ${DATA_PAHT} is neither a setting nor in the environment. Did you mean DATA_PATH"),
-    "unknown key": ("MODEL_ARG:\n  --a: 1\n", "mine.yaml:1: unknown key 'MODEL_ARG'; allowed: EXTENDS, ENV_VARS, MODEL_ARGS. Did you mean MODEL_ARGS?"),
-    "no flag": ("MODEL_ARGS:\n  --a: 1\n  num-layers: 2\n", "mine.yaml:3: 'num-layers' in MODEL_ARGS is not a flag"),
-    "twice": ("MODEL_ARGS:\n  --a: 1\n  --a: 2\n", "mine.yaml:3: --a is set twice"),
-    "no map": ("MODEL_ARGS: 3\n", "mine.yaml:1: MODEL_ARGS must hold"),
-    "parent": ("EXTENDS: no.yaml\n", "mine.yaml:1: EXTENDS: no.yaml: there is no such file"),
-    "circle": ("EXTENDS: mine.yaml\n", "mine.yaml:1: EXTENDS: mine.yaml: the files extend each other in a circle"),
-    "secret": ("MODEL_ARGS:\n  --a: ${WANDB_API_KEY}\n", "mine.yaml:2: ${WANDB_API_KEY} is a secret"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mistake", YAML_MISTAKES)
-def test_yaml_mistakes_name_file_and_line(mistake: str, yaml_model):
-    text, message = YAML_MISTAKES[mistake]
-    seen = launch(MODEL=yaml_model(text), DRY_RUN="1")
-    assert seen.status == 1
-    assert len(seen.stderr.splitlines()) == 1
-    assert message in seen.stderr
 
 
 def test_what_megatron_would_refuse_is_previewed_with_its_error():

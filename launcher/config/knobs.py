@@ -328,4 +328,10 @@ KNOBS: tuple[Callable[[Settings, Arguments], Effect], ...] = (
 def _blend(text: str) -> tuple[str, ...]:
     """Split `weight prefix weight prefix …`. Other text is one prefix, with its spaces."""
     pair = r"\d*\.?\d+\s+\S+"
+    words = text.split()
+    if len(words) > 1 and all(word.startswith("/") for word in words):
+        raise UsageError(
+            f"DATA_PATH={text!r} names {len(words)} paths: a blend has a weight before each, "
+            f"such as '0.5 {words[0]} 0.5 {words[1]}'"
+        )
     return tuple(text.split()) if re.fullmatch(rf"\s*{pair}(\s+{pair})*\s*", text) else (text,)

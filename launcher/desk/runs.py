@@ -140,6 +140,8 @@ def asked() -> list[slurm.Queued]:
     try:
         return slurm.queue()
     except slurm.NoAnswer as error:
+        if slurm.unconfigured(str(error)):
+            return []
         raise UsageError(f"Slurm does not answer: {error}") from None
 
 

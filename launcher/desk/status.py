@@ -61,10 +61,10 @@ def _told(run: Run, queue: Sequence[slurm.Queued]) -> list[str]:
 
 def table(folders: Sequence[str]) -> int:
     """Print the runs below folders (of OUTPUT_PATH or CLUSTER without any), the newest first."""
-    queue = runs.asked()
     for folder in folders:
         if not os.path.isdir(folder):
             raise UsageError(f"{folder}: there is no such folder")
+    queue = runs.asked()
     places = [Path(folder).absolute() for folder in folders] or runs.places(os.environ)
     known = runs.all_of(places, queue)
     if not known:

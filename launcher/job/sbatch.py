@@ -48,7 +48,8 @@ def arrange(draft: Draft) -> Draft:
     """
     draft = draft.change(arguments=_arguments(draft))
     draft = _segment(_options(draft))
-    return draft.change(*container.unseen(draft.settings))
+    unseen = [Finding("error", line, "container") for line in container.unseen(draft.settings)]
+    return draft.change(findings=(*draft.findings, *unseen))
 
 
 def _arguments(draft: Draft) -> Arguments:

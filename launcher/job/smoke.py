@@ -95,9 +95,6 @@ class Sizes:
     vpp: int
     etp: int
 
-    def __str__(self) -> str:
-        return f"TP{self.tp} PP{self.pp} VPP{self.vpp} EP{self.ep} CP{self.cp}"
-
 
 def shrink(arguments: Arguments, command_line: Arguments, limit: int) -> Shrunk:
     """Return the recipe on at most `limit` ranks; `command_line` still decides how long it runs."""
@@ -216,14 +213,14 @@ def _patterns(arguments: Arguments, layers: int, put) -> None:
 def _notes(
     arguments: Arguments, small: Arguments, before: Sizes, after: Sizes, ranks: int
 ) -> tuple[str, ...]:
-    def change(name: str, flag: str) -> str:
-        return f"{name} {value(arguments, flag)} → {value(small, flag)}"
-
-    sizes = [change("layers", "--num-layers"), change("hidden", "--hidden-size")]
-    if "--num-experts" in arguments:
-        sizes.append(change("experts", "--num-experts"))
-    sizes.append(change("sequence", "--seq-length"))
-    notes = [f"smoke: {', '.join(sizes)}; {before} → {after} on {ranks} ranks; mock data"]
+    named = {"layers": "--num-layers", "hidden": "--hidden-size", "experts": "--num-experts"}
+    named["sequence"] = "--seq-length"
+    pairs = {name: (value(arguments, flag), value(small, flag)) for name, flag in named.items()}
+    for name in ("tp", "pp", "vpp", "ep", "cp"):
+        pairs[name.upper()] = (str(getattr(before, name)), str(getattr(after, name)))
+    changed = [f"{name} {old} → {new}" for name, (old, new) in pairs.items() if old != new]
+    data = "mock data" if "--mock-data" in small else "your data"
+    notes = [f"smoke: {', '.join(changed)}; {ranks} ranks; {data}"]
     for name in ("tp", "pp", "ep", "cp", "vpp"):
         if getattr(before, name) > 1 and getattr(after, name) == 1:
             notes.append(

@@ -49,8 +49,11 @@ def python(settings: Settings) -> tuple[Path, bool]:
     return own / "bin" / "python", (own / "installed").is_file()
 
 
-def set_up(settings: Settings) -> None:
-    """Install what the training processes lack. Raises UsageError when that fails."""
+def set_up(settings: Settings) -> bool:
+    """Install what the training processes lack; say whether there was anything.
+
+    Raises UsageError when that fails.
+    """
     _, ready = python(settings)
     if not ready:
         import subprocess  # a preview starts nothing
@@ -60,6 +63,7 @@ def set_up(settings: Settings) -> None:
             raise UsageError(
                 "the training environment could not be set up; the lines above say why"
             )
+    return not ready
 
 
 def has_package(python: Path, package: str) -> bool:

@@ -78,6 +78,11 @@ def fill(job: Job, script: str) -> None:
     _write_yaml(
         job.run_dir / "environment.yaml", {"settings": settings, "environment": environment}
     )
+    note_versions(job)
+
+
+def note_versions(job: Job) -> None:
+    """Write the versions; once more after a set-up, which brings some."""
     _write_yaml(job.run_dir / "versions.yaml", versions(job))
 
 

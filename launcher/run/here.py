@@ -19,7 +19,8 @@ def run(job: Job) -> int:
 
     Returns the exit status.
     """
-    training.set_up(job.settings)
+    if training.set_up(job.settings):
+        directory.note_versions(job)
     directory.record(
         job, command=["bash", str(job.run_dir / "job.sh")], started=time.strftime("%F %T")
     )

@@ -70,6 +70,11 @@ class Partition:
         return f"{self.name} ({self.nodes} node{'s'[: self.nodes > 1]}, up to {self.limit})"
 
 
+def unconfigured(reason: str) -> bool:
+    """Say whether Slurm's words mean that its programs are here and no cluster is."""
+    return "resolve_ctls_from_dns_srv" in reason or "configuration source" in reason
+
+
 def is_over(state: str) -> bool:
     """Say whether a job in this state has ended for good."""
     return state in _OVER

@@ -114,6 +114,11 @@ def advice(job: Job, reason: str, known: Sequence[slurm.Partition] = ()) -> str:
         f"{name}={quote(str(getattr(job.settings, name)))} (set by {job.settings.origin(name)})"
         for name in names
     ]
+    if slurm.unconfigured(reason):
+        return (
+            " This machine has no Slurm configuration: submit from a login node, or let SLURM_CONF "
+            "name its slurm.conf."
+        )
     words = [f"Change {' or '.join(given)}"] if given else []
     if given and known:
         words.append(f"Partitions here: {', '.join(map(str, known))}")

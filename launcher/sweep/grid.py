@@ -28,6 +28,7 @@ from launcher.secrets import SECRETS, is_secret
 
 KEYS = ("recipe", "in_flight", "variables", "arguments", "exclude")
 IN_FLIGHT = 4
+STDIN = Path("/dev/stdin")
 POINTS = 10_000  # more is a mistake, not a sweep
 # Variables of a single launch, and secrets, which no file may hold.
 NOT_HERE = (*SECRETS, "DRY_RUN", "WAIT", "EXPLAIN", "TIMESTAMP", "WORKSPACE", "MODEL_NAME")
@@ -95,9 +96,9 @@ class Grid:
 
 def read(path: Path) -> Grid:
     """Read a sweep's file. Raises UsageError with file and line for anything unexpected."""
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and not (path == STDIN and os.access(path, os.R_OK)):
         raise UsageError(f"{str(path)!r}: there is no such file")
-    shown = str(path)
+    shown = "the standard input" if path == STDIN else str(path)
     sections = plain_yaml.sections(path, shown, KEYS)
     axes: dict[str, tuple[Given, ...]] = {}
     fixed: dict[str, Given] = {}

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from launcher.config import bash_layers
@@ -20,6 +18,7 @@ from launcher.job.build import build
 from launcher.job.draft import Job
 from launcher.job.request import Request
 from launcher.plan import memory
+from launcher.sweep import layers
 from launcher.sweep.grid import Grid, Point
 
 
@@ -41,18 +40,34 @@ def plan(read: Grid, words: Sequence[str], environ: Mapping[str, str]) -> list[P
         if environ.get(name) or any(word.partition("=")[0] == name for word in words):
             where = "on the command line" if name.startswith("-") else "in the environment"
             raise UsageError(f"{name} is an axis of {read.path}, and it is set {where} too")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        planned = list(pool.map(partial(_plan, read, words, environ), read.points()))
+    points = read.points()
+    planned = []
+    for point, left in zip(points, layers.of_points(read, points, words, environ)):
+        planned.append(_plan(read, point, left))
+        _tell(len(planned), len(points))
     return _refuse_repeated(planned)
 
 
-def _plan(read: Grid, words: Sequence[str], environ: Mapping[str, str], point: Point) -> Planned:
-    # The environment wins over the file's fixed values; it cannot hold an axis.
-    given = {name: text for name, text in point.variables.items() if not environ.get(name)}
+def _tell(done: int, count: int) -> None:
+    """Say how far a large sweep is."""
+    if done % 100 == 0 and count > 200:
+        line = f"planned {done:,} of {count:,} points"
+        if sys.stderr.isatty():
+            print(
+                f"\r{line}" if done + 100 <= count else "\r\x1b[K",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif done % 500 == 0:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _plan(read: Grid, point: Point, left: layers.Sourced) -> Planned:
+    if isinstance(left, UsageError):
+        return Planned(point, refusal=str(left))
+    sourced, all_words = left
     try:
-        sourced, all_words = bash_layers.source(
-            read.script, [*point.words, *words], {**environ, **given}
-        )
         sourced.update(_place(read, point, sourced))
         asked = request.read(bash_layers.settings_of(sourced), all_words, sourced)
         job = build(asked)

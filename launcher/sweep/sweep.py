@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.errors import UsageError
+from launcher.errors import UsageError, did_you_mean
 from launcher.job import request
 from launcher.job.request import Request
 from launcher.run import slurm, start, submission
@@ -14,26 +14,30 @@ from launcher.sweep.grid import Point
 from launcher.sweep.jobs import make_room, say, settle, states_of
 from launcher.sweep.points import Planned, plan
 from launcher.sweep.state import State, recorded
-from launcher.sweep.tables import plan_table, result_table
+from launcher.sweep.tables import FORMATS, plan_rows, result_rows, shown
 
 REFUSALS = 3  # so many refusals at the start mean that all points have the same fault
 
 
 def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Plan all points, submit the remaining ones, print the tables; return the exit status."""
-    if not words or words[0].startswith("-"):
-        raise UsageError(
-            "python3 -m launcher sweep FILE [--megatron-flag value …]: FILE is missing"
-        )
-    read = grid.read(Path(words[0]))
+    form, words = _format(words)
+    if not words or words[0].startswith("--"):
+        raise UsageError("moe-zoo sweep FILE [--megatron-flag value …]: FILE is missing")
+    read = grid.read(grid.STDIN if words[0] == "-" else Path(words[0]))
+    if read.path == grid.STDIN and not _on("DRY_RUN", environ):
+        raise UsageError("a sweep of the standard input is only planned: --dry-run, or a FILE")
     for doubt in read.doubts:
         say(f"warning: {doubt}")
     planned = plan(read, words[1:], environ)
     state_path = read.path.with_name(f"{read.path.name}.state")
     ready = [each for each in planned if not each.refusal]
-    print(plan_table(planned, recorded(state_path)), flush=True)
+    begun = {} if read.path == grid.STDIN else recorded(state_path)
+    only_planned = _on("DRY_RUN", environ) or not ready
+    if only_planned or not form:
+        print(shown(plan_rows(planned, begun), form), flush=True)
     say(f"{len(planned)} points, {len(planned) - len(ready)} of them refused by the plan")
-    if _on("DRY_RUN", environ) or not ready:
+    if only_planned:
         return 0 if ready else 1
     start.need_sbatch()
     state = State(state_path)
@@ -46,9 +50,22 @@ def sweep(words: Sequence[str], environ: Mapping[str, str]) -> int:
         say("stopped: jobs that are submitted go on, and the same command continues the sweep")
         return 130
     states = states_of(state)
-    print(result_table(ready, state.points, states))
+    print(shown(result_rows(ready, state.points, states), form))
     ended_badly = any(slurm.is_over(name) and name != "COMPLETED" for name in states.values())
     return 1 if refused or (ended_badly and _on("WAIT", environ)) else 0
+
+
+def _format(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the form that --format asks for ('' for people), and the words without it."""
+    left = list(words)
+    for place, word in enumerate(left):
+        if word.partition("=")[0] == "--format":
+            form = word.partition("=")[2] or "".join(left[place + 1 : place + 2])
+            if form not in FORMATS:
+                hint = did_you_mean(form, FORMATS)
+                raise UsageError(f"sweep: --format {form!r} is none of {', '.join(FORMATS)}.{hint}")
+            return form, left[:place] + left[place + (1 if "=" in word else 2) :]
+    return "", left
 
 
 def _without_a_job(ready: Sequence[Planned], state: State) -> list[tuple[Point, Request]]:

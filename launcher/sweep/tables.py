@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-import statistics
+import csv
+import io
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher import terminal
 from launcher.config.gpus import GPUS
 from launcher.report import steady, training_log
 from launcher.report.training_log import Log
 from launcher.sweep.points import Planned
 
+FORMATS = ("csv", "json")
 
-def plan_table(planned: Sequence[Planned], points: Mapping[str, Mapping[str, str]]) -> str:
+
+def shown(rows: Sequence[Sequence[str]], form: str) -> str:
+    """Return rows as a table for people, or as CSV or JSON for tools; '-' is nothing there."""
+    if not form:
+        return terminal.table(rows, terminal.width(sys.stdout))
+    names = [name.lower().replace(" ", "_") for name in rows[0]]
+    cells = [[None if cell == "-" else cell for cell in row] for row in rows[1:]]
+    if form == "json":
+        return json.dumps([dict(zip(names, row)) for row in cells], indent=2, ensure_ascii=False)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *cells])
+    return text.getvalue().rstrip("\n")
+
+
+def plan_rows(
+    planned: Sequence[Planned], points: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, ...]]:
     """Return the plan: each point, its world size, its memory, and whether it can be submitted."""
     rows = [("#", "point", "ranks", "GiB", "plan")]
     for number, each in enumerate(planned, 1):
@@ -20,7 +41,7 @@ def plan_table(planned: Sequence[Planned], points: Mapping[str, Mapping[str, str
         job_id = points.get(each.point.key, {}).get("job_id")
         verdict = f"submitted, job {job_id}" if job_id else _verdict(each)
         rows.append((str(number), each.point.label, str(each.ranks or "-"), gib, verdict))
-    return _columns(rows)
+    return rows
 
 
 def _verdict(planned: Planned) -> str:
@@ -33,18 +54,17 @@ def _verdict(planned: Planned) -> str:
     return "ok"
 
 
-def result_table(
+def result_rows(
     planned: Sequence[Planned],
     points: Mapping[str, Mapping[str, str]],
     states: Mapping[str, str],
-) -> str:
+) -> list[tuple[str, ...]]:
     """Return the result of each point: job, state, progress, median throughput, run directory."""
     rows = [("#", "point", "job", "state", "iteration", "TFLOPS/GPU", "run directory")]
     for number, each in enumerate(planned, 1):
         facts = points.get(each.point.key, {})
         log = training_log.read(Path(facts["run_dir"]) / "log") if "run_dir" in facts else Log()
-        counted = steady.window(log.iterations).counted
-        speeds = [one.tflops for one in counted if one.tflops is not None]
+        speed = steady.tflops(log.iterations)
         rows.append(
             (
                 str(number),
@@ -52,14 +72,8 @@ def result_table(
                 facts.get("job_id", "-"),
                 states.get(each.point.key, "refused" if "refused" in facts else "-"),
                 f"{log.newest.number}/{log.newest.total}" if log.newest else "-",
-                f"{statistics.median(speeds):.1f}" if speeds else "-",
+                f"{speed:.1f}" if speed is not None else "-",
                 facts.get("run_dir", "-"),
             )
         )
-    return _columns(rows)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return rows

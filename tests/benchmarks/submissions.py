@@ -36,7 +36,7 @@ def main() -> int:
             "ACCOUNT": "me",
             "PARTITION": "batch",
             "CONTAINER_IMAGE": "image.sqsh",
-            "CONTAINER_MOUNTS": "/data:/data",
+            "CONTAINER_MOUNTS": "/data:/data,/tmp",
             "MEGATRON_PATH": "/opt/megatron-lm",
             "OUTPUT_PATH": f"{folder}/out",
             "TIMESTAMP": "",

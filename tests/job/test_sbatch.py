@@ -161,5 +161,8 @@ def test_a_cluster_config_with_a_secret(tmp_path: Path):
 def test_output_that_the_container_would_lose():
     mounts = {"CONTAINER_MOUNTS": "/lustre:/lustre", "CONTAINER_IMAGE": "image"}
     lost = "is in none of CONTAINER_MOUNTS"
-    assert lost in preview(OUTPUT_PATH="/scratch/out", **mounts).stderr
+    assert (
+        f"  error: OUTPUT_PATH=/scratch/out {lost}"
+        in preview(OUTPUT_PATH="/scratch/out", **mounts).stderr
+    )
     assert lost not in preview(OUTPUT_PATH="/lustre/me/out", **mounts).stderr

@@ -18,7 +18,7 @@ READY = {
     "ACCOUNT": "me",
     "PARTITION": "batch",
     "CONTAINER_IMAGE": "image.sqsh",
-    "CONTAINER_MOUNTS": "/data:/data",
+    "CONTAINER_MOUNTS": "/data:/data,/tmp",
     "MEGATRON_PATH": "/opt/megatron-lm",
 }
 

@@ -256,7 +256,7 @@ def test_no_file():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (seen.returncode, seen.stderr) == (
-        1, "error: python3 -m launcher sweep FILE [--megatron-flag value …]: FILE is missing\n",
+        1, "error: moe-zoo sweep FILE [--megatron-flag value …]: FILE is missing\n",
     )  # fmt: skip
 
 

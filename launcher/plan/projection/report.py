@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.arguments import value
-from launcher.plan import architectures, published
+from launcher.plan import architectures, influence, published
 from launcher.plan.plan import Shaped, Site
 from launcher.plan.projection import anchor, calibration, execution, projection, schedule
 from launcher.plan.projection.anchor import Expectation
@@ -22,10 +22,10 @@ PARTS = {
     "memory": "memory-bound kernels",
     "quantize": "quantization",
     "tensor": "TP and CP",
-    "expert": "exposed EP",
+    "expert": "waiting for experts' communication",
     "host": "host",
     "pipeline": "bubble and uneven stages",
-    "data": "exposed DP",
+    "data": "waiting for gradients' communication",
     "optimizer": "optimizer",
     "scale": "slowest GPU and age of the software",
 }
@@ -93,7 +93,7 @@ def timeline(made: Shaped, site: Site, passes: int) -> tuple[list[Span], str]:
 def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
     """Return the sheet's lines: what a step takes, how sure that is, and what it is spent on."""
     if made.unknown and site.gpu and not made.refused:
-        return ["projected  nothing: a flag of the job is not modelled"]
+        return [f"projected  nothing, because {', '.join(_unmodelled(made))} is not modelled"]
     found = expectation(made, site)
     if found is None:
         return []
@@ -118,6 +118,16 @@ def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
         ]
         told += _whole(made, there.tokens)
     return [*told, *(f"           outside of what was measured: {each}" for each in found.warnings)]
+
+
+def _unmodelled(made: Shaped) -> list[str]:
+    """Return the flags that the plan does not know the effect of."""
+    found = []
+    for flag, argument in made.case.arguments.items():
+        line = influence.of(flag, argument.values)
+        if line is not None and line.influence == influence.UNMODELLED:
+            found.append(flag)
+    return found
 
 
 def duration(seconds: float) -> str:
