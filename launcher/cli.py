@@ -147,12 +147,12 @@ def _plan(words: Sequence[str]) -> int:
     read = _request("plan", words, given)
     from launcher.job import verification
     from launcher.job.build import build
-    from launcher.job.summary import report
+    from launcher.job.summary import show
     from launcher.plan.plan import too_full
 
     job = build(read)
     opinion = verification.wanted(job)
-    print(terminal.to_terminal(report(job, opinion, everything=len(given) < len(words))))
+    show(job, opinion, sys.stdout, everything=len(given) < len(words))
     shaped = job.plan.shaped
     if job.settings.PLAN_FORMAT != "json" and shaped and too_full(shaped, job.site):
         from launcher import tune  # a job that fits does without

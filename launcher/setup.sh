@@ -57,7 +57,30 @@ find_uv() {
 lock() {
   mkdir -p "$VENV" || fail "$VENV cannot be written; set-up installs only there"
   exec 9>"$VENV/lock"
+  if flock --nonblock 9; then return; fi
+  say "another set-up is at work in $VENV; waiting for it"
   flock 9
+}
+
+# Run a command that says nothing but errors, and show on a terminal how far folder $1 has grown.
+watch_grow() {
+  local -r folder=$1
+  local child status=0
+  if [[ ! -t 2 ]]; then
+    "${@:2}" >&2
+    return
+  fi
+  "${@:2}" >&2 &
+  child=$!
+  trap 'kill "$child" 2>/dev/null' EXIT
+  while kill -0 "$child" 2>/dev/null; do
+    printf '\rSet-up: %d s, %s so far ' "$SECONDS" "$(du -sh "$folder" 2>/dev/null | cut -f1)" >&2
+    sleep 1
+  done
+  wait "$child" || status=$?
+  trap - EXIT
+  printf '\r\033[K' >&2
+  return "$status"
 }
 
 # Say whether an environment was finished and holds all of the wanted requirements.
@@ -86,7 +109,8 @@ make_environment() {
   rm -f "$target/installed"
   printf '%s\n' "$wanted" >"$target/wanted"
   # Compiled once here: a start of torch or Megatron-Core takes less than half as long.
-  "$uv" pip install --compile-bytecode --python "$target/bin/python" --requirement "$target/wanted" >&2 ||
+  watch_grow "$target" "$uv" pip install --quiet --compile-bytecode \
+    --python "$target/bin/python" --requirement "$target/wanted" ||
     fail "set-up of $target did not finish; the lines above say why, and a rerun continues"
   mv "$target/wanted" "$target/installed"
   rm -rf "$VENV/cache"

@@ -12,6 +12,7 @@ from typing import Any
 from launcher import secrets
 
 COLOURS = {"error": "31", "warning": "33", "FAILED": "31", "✗": "31", "✓": "32"}
+_BAR = re.compile(r" +[█·]+( over)?$")
 _MARK = re.compile(r"^(\s*)(error|warning|FAILED|✗|✓)(?=:| |$)", re.MULTILINE)
 # What stands for a character that a terminal's encoding does not have.
 PLAIN = {
@@ -104,10 +105,15 @@ def table(rows: Sequence[Sequence[str]], most: int | None = None) -> str:
         widest = max(range(len(widths) - 1), key=widths.__getitem__)
         kept = max(8, widths[widest] + room)
         first = [[*row[:widest], _cut(row[widest], kept), *row[widest + 1 :]] for row in first]
-    above = table(first).splitlines()
-    lines = above[:1]
-    for line, rest in zip(above[1:], last[1:]):
-        lines += [line, *fold(f"    {rest}", most, 4).splitlines()] if rest else [line]
+    lines = []
+    for line, rest in zip(table(first).splitlines(), last):
+        size = sum(max(map(len, column)) + 2 for column in zip(*first))
+        if size + len(rest) <= most:
+            lines.append(f"{line:{size}}{rest}".rstrip())
+        elif not lines:
+            lines.append(line)  # the names of the columns
+        else:
+            lines += [line, *fold(f"    {rest}", most, 4).splitlines()]
     return "\n".join(lines)
 
 
@@ -123,6 +129,8 @@ def fold(text: str, most: int | None, indent: int = 13) -> str:
 
     lines = []
     for line in text.splitlines():
+        if len(line) > most:
+            line = _BAR.sub(r"\1", line)  # a picture gives way first
         if len(line) <= most:
             lines.append(line)
             continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from typing import TextIO
 
+from launcher import terminal
 from launcher.config.arguments import quote
 from launcher.config.settings import placeholders
 from launcher.job.draft import Job
@@ -16,9 +18,16 @@ from launcher.plan.plan import too_full
 
 def tell(job: Job, opinion: Opinion | None) -> None:
     """Tell the user, on stderr, what this job is."""
-    print(report(job, opinion), file=sys.stderr)
+    show(job, opinion, sys.stderr)
     if job.settings.EXPLAIN:
         print(explain(job), file=sys.stderr)
+
+
+def show(job: Job, opinion: Opinion | None, stream: TextIO, everything: bool = False) -> None:
+    """Print the summary, as wide as the stream's terminal."""
+    text = report(job, opinion, everything)
+    for_tools = job.settings.PLAN_FORMAT == "json"
+    print(text if for_tools else terminal.fold(text, terminal.width(stream)), file=stream)
 
 
 def report(job: Job, opinion: Opinion | None = None, everything: bool = False) -> str:
@@ -67,10 +76,11 @@ def as_json(job: Job, opinion: Opinion | None = None) -> str:
 def _title(job: Job) -> str:
     settings = job.settings
     where = "this machine" if job.is_local else settings.CLUSTER
+    ranks = f"{job.world_size} rank{'s'[: job.world_size > 1]}"
     gpus = f" {job.site.gpu}" if job.site.gpu else ""
     return (
         f"{settings.MODEL_NAME} on {where}: {job.nodes} node{'s' if job.nodes > 1 else ''} × "
-        f"{job.tasks_per_node}{gpus} = {job.world_size} ranks; {choices.precision(job.arguments)}; "
+        f"{job.tasks_per_node}{gpus} = {ranks}; {choices.precision(job.arguments)}; "
         f"Megatron-Core {settings.MCORE_RELEASE_VERSION}"
     )
 
