@@ -383,13 +383,10 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def _own_options(command: str, words: Sequence[str], own: Sequence[str]) -> None:
-    """Raise UsageError for a word that is nearly one of a command's own options."""
+    """Raise UsageError for the beginning of one of a command's own options."""
     for word in words:
-        if (
-            word.startswith("--")
-            and any(option.startswith(word) for option in own)
-            and word not in own
-        ):
+        begun = len(word) > 2 and word not in own
+        if begun and any(option.startswith(word) for option in own):
             raise UsageError(f"{command}: {word} is no option.{did_you_mean(word, own)}")
 
 
