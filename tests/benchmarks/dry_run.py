@@ -3,7 +3,7 @@
     python tests/benchmarks/dry_run.py [rounds]
 
 Whole processes and their processor time, measured in turns, so the ratios mean something on any
-machine. What
+machine. The first `python3` on PATH should be an interpreter, not a shim of a version manager. What
 the plan costs is shown by a dry run whose plan is empty: nothing is checked, counted or printed.
 """
 
@@ -20,7 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-ENVIRONMENT = {**os.environ, "MODEL": "DeepSeek-V3", "DRY_RUN": "1", "TIMESTAMP": "260101_120000"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONDONTWRITEBYTECODE": "",
+    "MODEL": "DeepSeek-V3",
+    "DRY_RUN": "1",
+    "TIMESTAMP": "260101_120000",
+}
 
 UNPLANNED = """
 import sys
