@@ -13,14 +13,31 @@ SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # never written to a file, a log or the
 SHORTEST = 8  # characters; a shorter text is too common to be looked for
 # NCCL_IB_PKEY and TOKENIZER_MODEL are none.
 _LIKE = re.compile(
-    r"(^|_|API|ACCESS|PRIVATE)(KEY|TOKEN|SECRET|CREDENTIAL)S?(_ID)?$|(^|_)SECRETS?_|PASSW(OR)?D|PASSPHRASE",
+    r"(^|_|API|ACCESS|PRIVATE)(KEY|TOKEN|SECRET|CREDENTIAL|JWT)S?(_ID)?$|(^|_)SECRETS?_|PASSW(OR)?D|PASSPHRASE",
     re.IGNORECASE,
 )
 
+# What a job's own account of its environment leaves out: a variable with one of these in its name.
+WORDS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL", "JWT")
+# A user's name or password in a URL, or before the host of a proxy; extended syntax, as sed has it.
+IN_URL = "(://)([^/@[:space:]]*|[^@[:space:]]*:[^[:space:]]*)@"
+IN_PROXY = "^([[:alnum:]_]*_[pP][rR][oO][xX][yY]=)[^/]*@"
+_CLASSES = {"[:space:]": r"\s", "[:alnum:]": "0-9A-Za-z"}  # of sed's syntax, in Python's
 
-def is_secret(name: str) -> bool:
-    """Say whether a variable's name tells that its value must stand in no file."""
-    return name in SECRETS or bool(_LIKE.search(name))
+
+def is_secret(name: str, text: str = "") -> bool:
+    """Say whether a variable's name, or a URL in its value, tells that it must stand in no file."""
+    if name in SECRETS or _LIKE.search(name):
+        return True
+    if "@" not in text:
+        return False
+    return any(re.search(_python(pattern), f"{name}={text}") for pattern in (IN_URL, IN_PROXY))
+
+
+def _python(pattern: str) -> str:
+    for theirs, ours in _CLASSES.items():
+        pattern = pattern.replace(theirs, ours)
+    return pattern
 
 
 def values(environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

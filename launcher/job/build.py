@@ -238,7 +238,11 @@ def _environment(draft: Draft, request: Request) -> Draft:
         for name, entry in draft.environment.items()
     }
     merged.update(
-        {name: (environ[name], layer) for name, layer in from_layers.items() if not is_secret(name)}
+        {
+            name: (environ[name], layer)
+            for name, layer in from_layers.items()
+            if not is_secret(name, environ[name])
+        }
     )
     merged.update(shell.passed_on(draft, environ))
     merged["WANDB_MODE"] = (environ.get("WANDB_MODE", "disabled"), "setting")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -16,6 +16,7 @@ from pathlib import Path
 import jinja2
 from jinja2.bccache import Bucket
 
+from launcher import secrets
 from launcher.config.arguments import Arguments, quote, value
 from launcher.config.parallelism import FLAG_OF
 from launcher.job import checkpoints, container, loading, sbatch, shell, weights
@@ -45,8 +46,8 @@ def render(job: Job) -> str:
         kept=[*shell.PERSON, *job.secrets, *shell.OF_THE_JOB],
         # Every job has variables of Slurm's own, which say nothing of the shell.
         heeded=[name for name in shell.HEEDED if name != "SLURM*"],
-        secret_words=shell.SECRET_WORDS,
-        masks=[f"s,{shell.IN_URL},\\1***@,g", f"s,{shell.IN_PROXY},\\1***@,"],
+        secret_words=secrets.WORDS,
+        masks=[f"s,{secrets.IN_URL},\\1***@,g", f"s,{secrets.IN_PROXY},\\1***@,"],
         # In a container the image has its own.
         path=None if settings.CONTAINER_RUNTIME == "pyxis" else job.search_path,
         nodes=job.nodes,

@@ -37,10 +37,6 @@ HEEDED = (
     *("OMP[_I]*", "*PMI*", "PYTHON*", "PYTORCH*", "RANK", "SBATCH*", "SLURM*", "SRUN*"),
     *("TORCH*", "TRITON*", "UC[CX]_*", "WANDB*", "WORLD_SIZE"),
 )
-SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL", "JWT")  # in a variable's name
-# A user's name or password in a URL, or before the host of a proxy; extended syntax, as sed has it.
-IN_URL = "(://)([^/@[:space:]]*|[^@[:space:]]*:[^[:space:]]*)@"
-IN_PROXY = "^([[:alnum:]_]*_[pP][rR][oO][xX][yY]=)[^/]*@"
 _FOR_SLURM = re.compile(r"_?S(LURM|BATCH|RUN|ALLOC|QUEUE|INFO|CONTROL|ACCT|CANCEL|PANK)_")
 
 
@@ -56,7 +52,7 @@ def from_configs(environ: Mapping[str, str]) -> list[str]:
         name
         for names in by_layer(environ).values()
         for name in names
-        if is_secret(name) and name not in SECRETS
+        if is_secret(name, environ.get(name, "")) and name not in SECRETS
     )
 
 
@@ -73,7 +69,7 @@ def passed_on(draft: Draft, environ: Mapping[str, str]) -> Environment:
     found = {}
     for pattern in re.split(r"[\s,]+", draft.settings.PASS_ENV or ""):
         for name in filter(lambda name: fnmatchcase(name, pattern), environ):
-            if is_secret(name):
+            if is_secret(name, environ[name]):
                 raise UsageError(
                     f"{origin}: {name} may be a secret, and would stand in job.sh; "
                     "NODE_SETUP_PATH can set it on the node"
