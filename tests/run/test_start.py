@@ -37,7 +37,7 @@ def test_placeholders_stop_a_submission(tmp_path: Path):
 def test_without_sbatch_nothing_is_written(tmp_path: Path):
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname"):
+    for name in ("bash", "dirname", "realpath"):
         (tools / name).symlink_to(shutil.which(name))
     (tools / "python3").write_text(f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
     (tools / "python3").chmod(0o755)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from launcher.config import settings  # noqa: E402
-from tests.tools import functional_memory, imports  # noqa: E402
+from tests.tools import functional_memory, imports, plan_example  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Part:
 
 
 PARTS: Mapping[str, Part] = {
+    "plan": Part(ROOT / "README.md", plan_example.text),
     "variables": Part(ROOT / "design_docs" / "variables.md", settings.table),
     "imports": Part(ROOT / "design_docs" / "architecture.md", lambda: imports.picture(imports.imports())),
     "functional memory": Part(ROOT / "design_docs" / "evidence.md", functional_memory.table),

@@ -108,7 +108,8 @@ def lines(made: Shaped, site: Site, everything: bool = False) -> list[str]:
         f"projected  {there.tflops:,.0f} TFLOPS/GPU ({low:,.0f} to {high:,.0f}), "
         f"{duration(seconds)} a step, {there.tokens:,.0f} "
         "tokens/s/GPU",
-        f"           {', '.join(spent) or 'no time lost'}; {_anchored(found)}",
+        f"           {', '.join(spent) or 'no time lost'}",
+        f"           {_anchored(found)}",
     ]
     if everything:
         told += [
