@@ -33,10 +33,10 @@ case ${1:-} in
   ;;
 *)
   bash tests/support/slurm_packages.sh
-  # The fast tests are single processes, one a core; training processes share the cores themselves.
+  # Files of training runs and of daemons wait as much as they compute, so two share the machine.
   status=0
   pytest -m "not slow" --numprocesses auto "$@" || status=$?
-  pytest -m slow "$@" || status=$?
+  pytest -m slow --numprocesses 2 --dist loadfile "$@" || status=$?
   exit "$status"
   ;;
 esac

@@ -10,7 +10,7 @@ import itertools
 import os
 from pathlib import Path
 
-from launcher.config import parallelism, releases
+from launcher.config import parallelism
 from launcher.config.arguments import Argument, value
 from launcher.config.parallelism import Sizes
 from launcher.job import checkpoints, container, weights
@@ -51,9 +51,7 @@ def needed(draft: Draft, made: Plan) -> weights.Needs:
     strict = (value(draft.arguments, STRICTNESS) or "").startswith("raise_")
     if shaped is None or "parameters" in shaped.unknown or not strict:
         return {}
-    model, release = shaped.shape.model, releases.index(shaped.case.release)
-    if model.attention.latent and not model.attention.q_rank and release < releases.index("0.19"):
-        return {}  # the plan counts 0.19's norm before an uncompressed query
+    model = shaped.shape.model
     parts = {
         "word embedding": 1,
         "output": int(not model.tied),

@@ -128,7 +128,7 @@ _FUSED = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Candidate:
     """One job to judge; the fields are those of a line of input (see the module's docstring)."""
 
     name: str
@@ -191,7 +191,7 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {frame.line} ({Path(frame.filename).name}:{frame.lineno})"
 
 
-def judge(jobs: Iterable[Job], at_once: int = AT_ONCE) -> Iterator[Verdict]:
+def judge(jobs: Iterable[Candidate], at_once: int = AT_ONCE) -> Iterator[Verdict]:
     """Yield the verdict on each job as it is reached, working in `at_once` forked processes.
 
     Megatron and PyTorch are imported here, into the calling process, at the first verdict; without
@@ -236,7 +236,7 @@ class _Task:
 class _Case:
     """A job under judgement."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Candidate) -> None:
         self.job = job
         self.verdict = Verdict(job.name, left_out=left_out(job.argv))
         self.unfinished: set[_Task] = set()
@@ -339,7 +339,7 @@ def _prepare_megatron() -> None:
     gc.freeze()  # what the children share stays shared
 
 
-def _become(job: Job, rank: int, argv: Iterable[str]) -> None:
+def _become(job: Candidate, rank: int, argv: Iterable[str]) -> None:
     """Make this process the given rank of the job, before Megatron reads its environment."""
     import torch
 
@@ -441,7 +441,7 @@ def _group(args: Any) -> None:
         initialize._initialize_distributed(embedding_ranks, None, None)
 
 
-def _check(job: Job) -> dict[str, int]:
+def _check(job: Candidate) -> dict[str, int]:
     """Judge the job's own arguments, all but the model."""
     _become(job, 0, job.argv)
     _pretend_transformer_engine()
@@ -479,7 +479,7 @@ def replace(argv: Iterable[str]) -> list[str]:
     return [*words, *BUILT_WITH]
 
 
-def _count(job: Job, pipeline_rank: int) -> dict[str, Any]:
+def _count(job: Candidate, pipeline_rank: int) -> dict[str, Any]:
     """Build what a pipeline stage's first rank starts with, and count its parameters."""
     from megatron.training.argument_utils import gpt_config_from_args
 
@@ -507,12 +507,12 @@ def _count(job: Job, pipeline_rank: int) -> dict[str, Any]:
     return {"stage": {"pipeline_rank": pipeline_rank, **counts}, "not_built": not_built}
 
 
-def read(line: str) -> Job:
+def read(line: str) -> Candidate:
     """The job that a line of JSON describes. Raises ValueError or TypeError for any other line."""
     fields = json.loads(line)
     fields["argv"] = tuple(map(str, fields["argv"]))
     fields["compute_capability"] = tuple(fields.get("compute_capability", HOPPER))
-    return Job(**fields)
+    return Candidate(**fields)
 
 
 def main() -> None:

@@ -176,6 +176,7 @@ def test_no_tensor_of_the_further_models_is_lost(recipe: Recipe) -> None:
     _check_places(mapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda one: f"{one.model}{len(one.words)}")
 def test_no_tensor_is_lost(recipe: Recipe) -> None:
     _check_places(matched(recipe))

@@ -341,6 +341,7 @@ def test_broken_job_is_refused_where_megatron_refuses_it(name: str, verdicts: di
     assert "\n" not in verdict["message"]
 
 
+@pytest.mark.slow
 def test_counts_are_of_one_rank_of_each_stage(verdicts: dict) -> None:
     (whole,) = verdicts["whole"]["stages"]
     expert = 3 * 64 * 64
@@ -367,12 +368,14 @@ def test_counts_are_of_one_rank_of_each_stage(verdicts: dict) -> None:
     assert verdicts["unbuilt"]["stages"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["engine", "mxfp8"])
 def test_what_needs_the_containers_software_is_judged_as_there(name: str, verdicts: dict) -> None:
     assert verdicts[name]["accepted"], verdicts[name]["message"]
     assert verdicts[name]["stages"]
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_judge_is_not_the_jobs(verdicts: dict) -> None:
     verdict = verdicts["no vocabulary"]
     assert (verdict["accepted"], verdict["refused_by"]) == (False, None)
