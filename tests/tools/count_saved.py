@@ -177,7 +177,7 @@ def _caller() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
 
-def count(job: verify.Job, further: list[str]) -> dict[str, Any]:
+def count(job: verify.Candidate, further: list[str]) -> dict[str, Any]:
     """Build the job's model in this process and run a layer of each kind."""
     import torch
     from megatron.training.argument_utils import gpt_config_from_args
@@ -231,7 +231,7 @@ def main() -> None:
         further = fields.pop("further", [])
         job = verify.read(json.dumps(fields))
 
-        def work(job: verify.Job = job, further: list[str] = further) -> dict:
+        def work(job: verify.Candidate = job, further: list[str] = further) -> dict:
             return {"saved": count(job, further)}
 
         connection, process = verify._fork(work)
