@@ -18,6 +18,9 @@ NOT_BUILT = {
     "use_torch_fsdp2": "PyTorch FSDP's buffers and the optimizer",
 }
 
+# Parameters of a bucket: the optimizer goes through all parameters once for each bucket.
+ONE_BUCKET = 1 << 62
+
 
 def build(args: Any, config: Any, own_training: bool) -> tuple[dict[str, int], list[str]]:
     """Build what this rank has before its first step, as pretrain_gpt.py has it built.
@@ -127,9 +130,11 @@ def _build_model(args: Any, config: Any, wrap: bool) -> list[Any]:
     from megatron.training.models.gpt import GPTModelBuilder
     from megatron.training.training import get_megatron_ddp_config
 
+    buffers = get_megatron_ddp_config(args)
+    buffers.bucket_size = ONE_BUCKET
     return GPTModelBuilder(config).build_distributed_models(
         ProcessGroupCollection.use_mpu_process_groups(),
-        ddp_config=get_megatron_ddp_config(args),
+        ddp_config=buffers,
         overlap_param_gather_with_optimizer_step=args.overlap_param_gather_with_optimizer_step,
         wrap_with_ddp=wrap,
         data_parallel_random_init=False,

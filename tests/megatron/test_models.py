@@ -101,7 +101,8 @@ def whole() -> dict[str, dict[str, int]]:
     one = dict.fromkeys(("TP", "PP", "EP", "CP", "VPP", "NNODES"), "1")
     for model in MODELS:
         described = job(model, "all", DISPATCHER="alltoall", **one)
-        argv = without(described["argv"], "--mtp-num-layers")
+        # Counted only: no rank has the buffers and the optimizer of a whole model.
+        argv = [*without(described["argv"], "--mtp-num-layers"), "--skip-train"]
         jobs.append({**described, "argv": argv})
         if model in WITH_MTP:
             argv = [*argv, "--mtp-num-layers", "1"]
