@@ -6,14 +6,15 @@ import subprocess
 from pathlib import Path
 
 from launcher import ROOT
-from launcher.report import page, subject, summary, trace
+from launcher.report import page, subject, summary, trace, trackers
 
 
 def write(run: Path, python: Path) -> list[str]:
     """Write a run's report into its directory; return the lines for the terminal.
 
-    `python` draws the page where this Python has no Plotly. A report that fails is only a warning,
-    because the run itself is over and its exit status stands.
+    The numbers are added to TensorBoard and W&B where the run has them on. `python` does both, and
+    draws the page, where this Python has no Plotly. A report that fails is only a warning, because
+    the run itself is over and its exit status stands.
     """
     try:
         made = summary.report(subject.read(run))
@@ -27,19 +28,20 @@ def write(run: Path, python: Path) -> list[str]:
         (run / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if page.available():
             (run / "report.html").write_text(page.html([made]), encoding="utf-8")
-        elif not _drawn_by(python, run):
+            lines += [f"  {line}" for line in trackers.record(made)]
+        elif not _finished_by(python, run):
             lines.append("  note: report.html is drawn by Plotly, which is not installed here")
     except Exception as error:
         return [f"warning: no report: {error}"]
     return lines
 
 
-def _drawn_by(python: Path, run: Path) -> bool:
+def _finished_by(python: Path, run: Path) -> bool:
     if not python.is_file():
         return False
     words = [str(python), str(ROOT / "launcher" / "__main__.py"), "report", str(run)]
     done = subprocess.run(
-        [*words, "--html", str(run / "report.html")],
+        [*words, "--html", str(run / "report.html"), "--track"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

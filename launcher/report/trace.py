@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from launcher.errors import UsageError
 
 LARGEST = 2 << 30  # bytes of a trace that are read; it is parsed whole
+IDLE = 0.1  # share of the span from which on waiting is worth a word
+LAUNCH = 20e-6  # seconds; Megatron's launches take 5 to 20 µs of the CPU each
 COMMUNICATION = ("nccl", "deep_ep", "hybrid_ep", "hybridep", "nvshmem", "all_to_all")
 
 
@@ -25,6 +28,13 @@ class Profile:
     communication: float
     exposed: float  # communication while no other kernel runs
     span: float  # from the first kernel's start to the last one's end
+    count: int  # kernels
+    median: float  # of their times
+
+    @property
+    def idle(self) -> float:
+        """Share of the span in which no kernel runs."""
+        return max(0.0, 1 - (self.exposed + _busy(self)) / self.span)
 
 
 def find(run: Path) -> list[Path]:
@@ -71,6 +81,8 @@ def read(path: Path) -> Profile | None:
         _length(talking) / 1e6,
         (both - _length(working)) / 1e6,
         (max(at + length for _, at, length in spans) - min(at for _, at, _ in spans)) / 1e6,
+        len(spans),
+        statistics.median(length for _, _, length in spans) / 1e6,
     )
 
 
@@ -79,12 +91,23 @@ def lines(profile: Profile) -> list[str]:
     return [
         f"profile {profile.path.name}: {profile.span:.3f} s; communication "
         f"{profile.communication / profile.span:.1%} of it, exposed "
-        f"{profile.exposed / profile.span:.1%}; idle "
-        f"{max(0.0, 1 - (profile.exposed + _busy(profile)) / profile.span):.1%}",
+        f"{profile.exposed / profile.span:.1%}; idle {profile.idle:.1%}",
+        *_small(profile),
         *(
             f"  {time / profile.total:6.1%} {time * 1000:10.2f} ms {calls:6} × {name[:110]}"
             for name, time, calls in profile.kernels
         ),
+    ]
+
+
+def _small(profile: Profile) -> list[str]:
+    """Say that the CPU is too slow for the GPU, where many kernels are shorter than a launch."""
+    if profile.idle < IDLE or profile.median > LAUNCH:
+        return []
+    return [
+        f"  the GPU waits for the CPU: half of its {profile.count:,} kernels take less than "
+        f"{profile.median * 1e6:.0f} µs, about as long as launching one; CUDA graphs "
+        "(--cuda-graph-impl) or fused kernels help"
     ]
 
 

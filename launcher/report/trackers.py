@@ -12,13 +12,16 @@ from launcher.report.summary import Report
 
 
 def record(made: Report) -> list[str]:
-    """Add the numbers to the run's TensorBoard and W&B; return a line about each."""
+    """Add the numbers to the run's TensorBoard and W&B; return a line about each.
+
+    W&B is off where WANDB_MODE is `disabled`, as it is without a key.
+    """
     done = []
     folder = made.subject.value("--tensorboard-dir")
     if folder:
         done.append(_tensorboard(made, Path(folder)))
     project = made.subject.value("--wandb-project")
-    if project:
+    if project and os.environ.get("WANDB_MODE") != "disabled":
         done.append(_wandb(made, project))
     return done
 

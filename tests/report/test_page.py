@@ -109,3 +109,14 @@ def test_a_profile(tmp_path: Path):
     assert (found.span, found.communication) == (pytest.approx(1e-3), pytest.approx(300e-6))
     assert found.exposed == pytest.approx(200e-6)
     assert "exposed 20.0%" in trace.lines(found)[0]
+    assert "waits for the CPU" not in "".join(trace.lines(found))
+
+
+def test_a_profile_of_small_kernels(tmp_path: Path):
+    kernel = {"ph": "X", "cat": "kernel", "name": "add", "dur": 4}
+    events = [{**kernel, "ts": 10 * number} for number in range(100)]
+    path = tmp_path / "rank0.pt.trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    found = trace.read(path)
+    assert found.idle == pytest.approx(1 - 400 / 994)
+    assert "half of its 100 kernels take less than 4 µs" in trace.lines(found)[1]

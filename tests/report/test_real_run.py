@@ -49,6 +49,7 @@ def test_a_smoke_run_leaves_its_report(tmp_path: Path):
     assert "step time" in seen.stderr
     assert "step time" in (run / "report.txt").read_text()
     assert "Training report" in (run / "report.html").read_text()
+    assert list(tmp_path.glob("tensorboard/report/events.*"))
     whole, bare = (metrics.measure(subject.read(path)) for path in (run, run / "log"))
     assert bare.flops_per_token == whole.flops_per_token
     assert bare.tokens == whole.tokens

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_tensorboard(tmp_path: Path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "tensorboard"
@@ -27,7 +26,6 @@ def test_tensorboard(tmp_path: Path):
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
     flags = {"--wandb-project": "p", "--wandb-exp-name": "e", "--wandb-save-dir": tmp_path}
@@ -36,3 +34,5 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "W&B" in said
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert b"report/tokens_per_second_per_gpu" in file.read_bytes()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert trackers.record(summary.report(subject.read(run))) == []
