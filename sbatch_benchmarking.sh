@@ -25,6 +25,9 @@ launcher() {
   local python=$WORKSPACE/.venv/launcher/bin/python
   if [[ ! -x $python ]]; then python=python3; fi
   command -v "$python" >/dev/null || fail "python3 is not on PATH; Python 3.9 or newer is needed"
+  local name
+  for name in $(compgen -A function); do export -fn "${name?}"; done # a Python of pyenv's is a script
+  unset -v CDPATH GLOBIGNORE
   exec "$python" "$WORKSPACE/launcher/__main__.py" "$@"
 }
 

@@ -68,8 +68,8 @@ def test_nothing_is_installed_where_python_has_the_libraries(checkout: Path):
 
 
 def test_no_python_at_all(tmp_path: Path):
-    (tmp_path / "bash").symlink_to(shutil.which("bash"))
-    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    for name in ("bash", "dirname", "realpath"):
+        (tmp_path / name).symlink_to(shutil.which(name))
     seen = launch(MODEL="DeepSeek-V3", DRY_RUN="1", PATH=str(tmp_path))
     if not (ROOT / ".venv/launcher/bin/python").exists():
         assert (seen.status, seen.stderr) == (
