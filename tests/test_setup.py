@@ -83,7 +83,7 @@ def test_no_python_for_training_is_one_line(checkout: Path, tmp_path: Path):
     """Neither PATH nor pyenv has a wanted version, and the stand-in uv cannot fetch one."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("bash", "dirname", "sed", "grep", "mkdir", "flock", "tr", "rm"):
+    for name in ("bash", "dirname", "realpath", "sed", "grep", "mkdir", "flock", "tr", "rm"):
         (tools / name).symlink_to(shutil.which(name))
     for name in ("python3", "uv"):
         (tools / name).write_text("#!/bin/bash\nexit 1\n")
