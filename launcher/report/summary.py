@@ -135,7 +135,9 @@ def rows(made: Report) -> list[tuple[str, str]]:
     """Return the report's table: what, and what it is in words."""
     subject, measured, log = made.subject, made.metrics, made.subject.log
     found = [("run", str(subject.path))]
-    words = [subject.model or "", f"{subject.gpus} {subject.gpu or 'GPUs'}" if subject.gpus else ""]
+    on_cpu = subject.value("--distributed-backend") == "gloo"
+    unit = "ranks on the CPU" if on_cpu else subject.gpu or "GPUs"
+    words = [subject.model or "", f"{subject.gpus} {unit}" if subject.gpus else ""]
     words += [measured.precision or "", _parallel(subject)]
     found.append(("job", ", ".join(word for word in words if word)))
     newest = log.newest
@@ -193,6 +195,8 @@ def _tflops(measured: Metrics) -> list[tuple[str, str]]:
                 f"{(measured.precision or '').upper()} TFLOPS{hardware}",
             )
         )
+        if measured.mfu > 1:
+            found.append(("", "more than the GPU can do: the log, GPU or job is another one"))
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from launcher.config.arguments import Arguments, argv, merge, parse
 from launcher.plan import activations, stages
-from launcher.plan.shape import ACTIVATION, Shape, read
+from launcher.plan.shape import ACTIVATION, SINGLE, Shape, read
 from tests.plan.test_parameters import ROOT, words
 
 pytestmark = pytest.mark.skipif(
@@ -158,8 +158,11 @@ def compared(job: tuple[str, int, str]) -> list[tuple[str, float, float]]:
     if shape.model.mtp:
         kept = {kind: activations.kept(shape, layer) for kind, layer in kinds.items()}
         (chunk,) = stage.chunks
-        # Beside what the loss saves are the BF16 logits, or their gradient, which nothing saves.
-        passing = activations.tokens(shape) * shape.model.vocabulary * ACTIVATION
+        # Beside what the loss saves are the BF16 logits, or their gradient, which nothing saves, and
+        # the exponentials of a compiled loss, which runs uncompiled here.
+        exponentials = SINGLE if shape.training.fused_loss else 0
+        each = activations.tokens(shape) * shape.model.vocabulary
+        passing = each * (ACTIVATION + exponentials)
         ours = (
             activations.chunk_activations(shape, chunk, kept)
             + activations.logits(shape, chunk)

@@ -177,19 +177,42 @@ def _caller() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
 
+def _runnable(argv: list[str]) -> list[str]:
+    """The words without what VERIFY builds and nothing here can run, and what `further` decides."""
+    words, skipping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            skipping = word in verify.BUILT_ANYWAY or word.startswith("--recompute-")
+        if not skipping:
+            words.append(word)
+    return words
+
+
 def count(job: verify.Candidate, further: list[str]) -> dict[str, Any]:
     """Build the job's model in this process and run a layer of each kind."""
     import torch
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.models.gpt import GPTModelBuilder
 
-    words = [*verify.replace(job.argv), *further]
+    from launcher.megatron.gpt import allow_mtp_with_attention_variants
+
+    words = [*_runnable(verify.replace(job.argv)), *further]
     verify._become(job, 0, words)
     args = verify._parse()
     verify._validate(args)
     verify._group(args)
     stand_in()
-    (model,) = verify._build(args, gpt_config_from_args(args), job.own_training)
-    model = model.to(torch.bfloat16)
+    config = gpt_config_from_args(args)
+    config.transformer.perform_initialization = False
+    if job.own_training:
+        allow_mtp_with_attention_variants()
+    model_parallel_cuda_manual_seed(args.seed)
+    torch.cuda.current_device = lambda: torch.device("meta")
+    with torch.device("meta"):
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        model = GPTModelBuilder(config).build_model(groups).to(torch.bfloat16)
     tokens = args.seq_length // args.context_parallel_size
     own = tokens // (args.tensor_model_parallel_size if args.sequence_parallel else 1)
     torch.cuda.default_generators = defaultdict(lambda: torch.default_generator)
