@@ -46,7 +46,7 @@ def of_points(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sourced = dict(zip(distinct, pool.map(source, distinct)))
     return [
-        _for_point(sourced[key], variables, () if key[1] else point.words, words)
+        _for_point(sourced[key], _unread(variables, key[0]), () if key[1] else point.words, words)
         for key, variables, point in zip(keys, given, points)
     ]
 
@@ -56,15 +56,20 @@ def _given(point: Point, environ: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in point.variables.items() if not environ.get(name)}
 
 
+def _unread(variables: Mapping[str, str], seen: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the variables that the layers were not given, because none of them names these."""
+    given = {name for name, _ in seen}
+    return {name: text for name, text in variables.items() if name not in given}
+
+
 def _for_point(
-    sourced: Sourced, variables: Mapping[str, str], flags: Sequence[str], words: Sequence[str]
+    sourced: Sourced, unread: Mapping[str, str], flags: Sequence[str], words: Sequence[str]
 ) -> Sourced:
-    """Return what the layers left, with what they do not read: some variables, and the flags."""
+    """Return what the layers left, with the variables and flags that they did not read."""
     if isinstance(sourced, UsageError):
         return sourced
     left, all_words = sourced
     before = all_words[: len(all_words) - len(words)]
-    unread = {name: text for name, text in variables.items() if name not in left}
     return {**left, **unread}, [*before, *flags, *all_words[len(before) :]]
 
 

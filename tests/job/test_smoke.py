@@ -144,7 +144,7 @@ def test_other_families_train(name: str, tmp_path: Path):
 def test_a_failing_run_says_why(tmp_path: Path):
     seen = launch(
         ["--attention-dropout", "2.0"],
-        MODEL="Mixtral-8x7B", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path),
+        MODEL="Mixtral-8x7B", CLUSTER="local", SMOKE="1", OUTPUT_PATH=str(tmp_path), FORCE="1",
     )  # fmt: skip
     assert seen.status not in (0, None)
     assert "FAILED with exit status" in seen.stderr

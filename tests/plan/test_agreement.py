@@ -25,7 +25,6 @@ KNOWN = {
     "2-34": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-856": f"--window-size with CP: {WITHOUT_ENGINE}",
     "2-1516": NO_EINOPS,
-    "2-2212": NO_EINOPS,
     "2-112": "--qad-train-target is known only where ModelOpt is installed; the plan warns of that",
 }
 AGAIN = 25

@@ -54,3 +54,15 @@ def test_a_layer_that_may_read_anything_is_sourced_for_each(tmp_path: Path):
     environ = {"PATH": os.environ["PATH"], "HOME": "/root", "CLUSTER": str(conf)}
     found = layers.of_points(read, read.points(), [], environ)
     assert [left["MINE"] for left, _ in found] == ["0", "1"]
+
+
+def test_a_point_fills_an_empty_variable_of_the_shell(tmp_path: Path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("variables: {MODEL: DeepSeek-V3, PARTITION: night, FORCE: [0, 1]}\n")
+    read = grid.read(path)
+    environ = {"PATH": os.environ["PATH"], "CLUSTER": "example-h100", "PARTITION": "", "FORCE": ""}
+    found = layers.of_points(read, read.points(), [], environ)
+    assert [(left["PARTITION"], left["FORCE"]) for left, _ in found] == [
+        ("night", "0"),
+        ("night", "1"),
+    ]
