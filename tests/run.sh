@@ -2,7 +2,7 @@
 # The one test command.
 #
 #   bash tests/run.sh              everything
-#   bash tests/run.sh --fast       what starts no training processes, daemons or browser
+#   bash tests/run.sh --fast       what starts no training, daemons, browser or whole conversions
 #   bash tests/run.sh --coverage   the same, and how much of launcher/ it runs
 #   bash tests/run.sh --help       this text; installs nothing
 #

@@ -160,6 +160,7 @@ def matched(recipe: Recipe) -> to_megatron.Mapped:
     return to_megatron.match(source, described, table)
 
 
+@pytest.mark.slow
 def test_the_list_of_deepseek_v3_is_the_published_one() -> None:
     """163 files, 91,991 tensors: what model-inspect (github.com/simpx/model-inspect) counts."""
     tensors = published("DeepSeek-V3").tensors
@@ -228,6 +229,7 @@ def _check_places(mapped: to_megatron.Mapped) -> None:
     assert all(size == planned[rank.pipeline] for rank, size in local.items())
 
 
+@pytest.mark.slow
 def test_a_missing_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     table = tables.TABLES["qwen3-moe"]
     source = published("Qwen3-235B-A22B")

@@ -11,7 +11,10 @@ import torch
 from launcher.convert import manifest
 from tests.support.synthetic import FAMILIES, convert, environment, equal, publish, tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
+]
 
 # Every family in one format, and those with most to them in both, at odd parallelism.
 CASES = [
